@@ -1,0 +1,76 @@
+// swift-tools-version: 6.2
+import PackageDescription
+
+let swiftSettings: [SwiftSetting] = [
+  .swiftLanguageMode(.v6),
+  .strictMemorySafety(),
+  .enableUpcomingFeature("ExistentialAny"),
+  .enableUpcomingFeature("MemberImportVisibility"),
+]
+
+// Glibc hides pread's relatives, SEEK_DATA and O_TMPFILE without it.
+let cSettings: [CSetting] = [.define("_GNU_SOURCE")]
+
+func library(_ name: String, uses dependencies: [Target.Dependency]) -> Target {
+  .target(
+    name: name, dependencies: dependencies, cSettings: cSettings, swiftSettings: swiftSettings)
+}
+
+func tests(_ name: String, uses dependencies: [Target.Dependency]) -> Target {
+  .testTarget(
+    name: name, dependencies: dependencies, cSettings: cSettings, swiftSettings: swiftSettings)
+}
+
+func systemLibrary(_ name: String, pkgConfig: String, debian package: String) -> Target {
+  .systemLibrary(name: name, pkgConfig: pkgConfig, providers: [.apt([package])])
+}
+
+let package = Package(
+  name: "vmcore-split",
+  products: [.executable(name: "vmcore-split", targets: ["vmcore-split"])],
+  dependencies: [
+    .package(url: "https://github.com/apple/swift-argument-parser", from: "1.8.2"),
+    .package(url: "https://github.com/apple/swift-system", from: "1.8.1"),
+  ],
+  targets: [
+    systemLibrary("CElfutils", pkgConfig: "libelf", debian: "libelf-dev"),
+    systemLibrary("CLZO", pkgConfig: "lzo2", debian: "liblzo2-dev"),
+    systemLibrary("CSnappy", pkgConfig: "snappy", debian: "libsnappy-dev"),
+    systemLibrary("CZlib", pkgConfig: "zlib", debian: "zlib1g-dev"),
+    systemLibrary("CZstd", pkgConfig: "libzstd", debian: "libzstd-dev"),
+    .target(name: "CShim", cSettings: cSettings),
+
+    library("Memory", uses: []),
+    library("X86", uses: ["Memory"]),
+    library("Guest", uses: ["Memory", "X86", "LinuxKernel"]),
+    library(
+      "DumpFiles",
+      uses: [
+        "Memory", "CElfutils", "CLZO", "CSnappy", "CZlib", "CZstd", "CShim",
+        .product(name: "SystemPackage", package: "swift-system"),
+      ]),
+    library("LinuxKernel", uses: ["Memory", "X86"]),
+    library("KVMHost", uses: ["Memory", "X86", "LinuxKernel", "Guest"]),
+    library(
+      "GuestVmcore",
+      uses: [
+        "Memory", "X86", "Guest", "DumpFiles", "CShim",
+        .product(name: "SystemPackage", package: "swift-system"),
+      ]),
+    .executableTarget(
+      name: "vmcore-split",
+      dependencies: [
+        "Memory", "X86", "DumpFiles", "LinuxKernel", "KVMHost", "Guest", "GuestVmcore",
+        .product(name: "ArgumentParser", package: "swift-argument-parser"),
+        .product(name: "SystemPackage", package: "swift-system"),
+      ],
+      cSettings: cSettings, swiftSettings: swiftSettings),
+
+    .target(
+      name: "SyntheticDumps", dependencies: ["Memory", "CLZO", "CSnappy", "CZlib", "CZstd"],
+      path: "Tests/SyntheticDumps", cSettings: cSettings, swiftSettings: swiftSettings),
+    tests("DumpFilesTests", uses: ["DumpFiles", "Memory", "SyntheticDumps"]),
+    tests("X86Tests", uses: ["X86", "Memory"]),
+    tests("LinuxKernelTests", uses: ["LinuxKernel", "Memory", "X86"]),
+  ]
+)

@@ -1,0 +1,75 @@
+/// An address in one address space. Each space has a type of its own, so that a guest-physical
+/// address cannot be used where a physical address of the machine being read is meant.
+///
+/// Arithmetic wraps: addresses come out of damaged or hostile memory, and a sum that leaves the
+/// space must lead to a failed read, never to a trap.
+public protocol Address: Hashable, Comparable, Sendable, CustomStringConvertible {
+  var rawValue: UInt64 { get }
+  init(_ rawValue: UInt64)
+}
+
+extension Address {
+  @inlinable public static func < (left: Self, right: Self) -> Bool {
+    left.rawValue < right.rawValue
+  }
+
+  @inlinable public static func + (address: Self, offset: UInt64) -> Self {
+    Self(address.rawValue &+ offset)
+  }
+
+  @inlinable public static func - (address: Self, offset: UInt64) -> Self {
+    Self(address.rawValue &- offset)
+  }
+
+  /// Bytes from `other` up to this address, modulo 2^64.
+  @inlinable public func distance(from other: Self) -> UInt64 {
+    rawValue &- other.rawValue
+  }
+
+  /// Offset inside the 4 KiB page that the address lies in.
+  @inlinable public var pageOffset: Int { Int(rawValue & (pageSize - 1)) }
+
+  @inlinable public var isPageAligned: Bool { pageOffset == 0 }
+
+  public var description: String { hexadecimal(rawValue) }
+}
+
+/// Size in bytes of the smallest x86 page, the unit of every dump format read here.
+public let pageSize: UInt64 = 4096
+
+/// Binary logarithm of ``pageSize``.
+public let pageShift: UInt64 = 12
+
+/// A physical address of the machine whose memory is being read.
+public struct PhysicalAddress: Address {
+  public let rawValue: UInt64
+  @inlinable public init(_ rawValue: UInt64) { self.rawValue = rawValue }
+
+  @inlinable public var frame: PageFrameNumber { PageFrameNumber(rawValue >> pageShift) }
+}
+
+/// A virtual address of the machine whose memory is being read: of its kernel or of a process.
+public struct VirtualAddress: Address {
+  public let rawValue: UInt64
+  @inlinable public init(_ rawValue: UInt64) { self.rawValue = rawValue }
+}
+
+/// A physical address as a guest sees it. The guest's memory map says where its bytes are.
+public struct GuestPhysicalAddress: Address {
+  public let rawValue: UInt64
+  @inlinable public init(_ rawValue: UInt64) { self.rawValue = rawValue }
+}
+
+/// The number of a 4 KiB page frame in the memory that a dump holds: physical address >> 12 in a
+/// machine's dump, virtual address >> 12 in a process's core.
+public struct PageFrameNumber: Address {
+  public let rawValue: UInt64
+  @inlinable public init(_ rawValue: UInt64) { self.rawValue = rawValue }
+
+  @inlinable public var address: PhysicalAddress { PhysicalAddress(rawValue << pageShift) }
+}
+
+/// `0x` and the digits of a number, without leading zeros.
+public func hexadecimal(_ value: UInt64) -> String {
+  "0x" + String(value, radix: 16)
+}

@@ -1,0 +1,72 @@
+/// Why the bytes of a page frame are not at hand.
+public enum Absence: String, Hashable, Sendable, CaseIterable {
+  /// The frame is RAM of the machine, and whoever wrote the dump left it out (dump level).
+  case excluded
+  /// No part of the dump speaks of this frame: no RAM there, or a hole.
+  case notInDump
+  /// The dump names the frame's bytes, but the file ends before them.
+  case truncated
+  /// The frame's bytes are there, but cannot be read or decoded.
+  case corrupt
+}
+
+/// Memory could not be read.
+public enum MemoryError: Error, Hashable, Sendable {
+  /// The frame that holds the address is not at hand.
+  case absent(PhysicalAddress, Absence)
+  /// No page table entry maps the address. `entry` is what the table holds instead (0: nothing).
+  case notMapped(VirtualAddress, entry: UInt64)
+  /// A page table on the way to the address is not at hand.
+  case tableAbsent(VirtualAddress, table: PhysicalAddress, Absence)
+}
+
+extension MemoryError: CustomStringConvertible {
+  public var description: String {
+    switch self {
+    case .absent(let address, let absence):
+      "physical address \(address) is \(absence.explanation)"
+    case .notMapped(let address, _):
+      "virtual address \(address) is not mapped"
+    case .tableAbsent(let address, let table, let absence):
+      "the page table at physical address \(table), needed for virtual address \(address), is "
+        + absence.explanation
+    }
+  }
+}
+
+extension Absence {
+  /// Completes "the page is …".
+  public var explanation: String {
+    switch self {
+    case .excluded: "left out of the dump by its filter"
+    case .notInDump: "not in the dump"
+    case .truncated: "beyond the end of the truncated dump"
+    case .corrupt: "damaged in the dump"
+    }
+  }
+}
+
+/// A memory that is read by page frames.
+public protocol PhysicalMemory: Sendable {
+  /// The 4096 bytes of a frame.
+  func page(_ frame: PageFrameNumber) throws(MemoryError) -> [UInt8]
+}
+
+extension PhysicalMemory {
+  /// `count` bytes from `address` on, over as many frames as it takes.
+  ///
+  /// `count` must be bounded by the caller: it is allocated.
+  public func read(_ address: PhysicalAddress, count: Int) throws(MemoryError) -> [UInt8] {
+    var bytes: [UInt8] = []
+    bytes.reserveCapacity(count)
+    var position = address
+    while bytes.count < count {
+      let page = try page(position.frame)
+      let start = position.pageOffset
+      let end = min(page.count, start + count - bytes.count)
+      bytes += page[start..<end]
+      position = position + UInt64(end - start)
+    }
+    return bytes
+  }
+}
