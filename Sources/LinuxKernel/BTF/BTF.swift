@@ -1,0 +1,271 @@
+import Memory
+
+/// Type information in BTF (Documentation/bpf/btf.rst, include/uapi/linux/btf.h): the types of a
+/// kernel, or those that a module adds to the kernel's ("split" BTF).
+///
+/// All references between types, and to names, are checked at the start, so that using the types
+/// cannot fail.
+public final class BTF: Sendable {
+  private let bytes: [UInt8]
+  private let base: BTF?
+  let strings: BTFStrings
+  /// The number of the first type. A module's continue those of its base; 0 is `void`.
+  private let firstID: UInt32
+  /// Where the record of each type begins in ``bytes``.
+  private let records: [UInt32]
+  private let layouts: [BTFLayout]
+  private let structures: BTFStructureTable
+
+  /// Size of the part that all records have: `struct btf_type`.
+  private static let recordSize = 12
+
+  /// Parses BTF as it lies in a kernel's memory (`__start_BTF` to `__stop_BTF`) or in a section
+  /// `.BTF`. A module's needs the one of the kernel that it was built for as its `base`.
+  public init(_ bytes: [UInt8], base: BTF? = nil) throws(BTFError) {
+    let header = try BTFHeader(bytes)
+    let layouts = Self.layouts(bytes, header.layout) ?? base?.layouts ?? []
+    let firstID = base?.idLimit ?? 1
+    let records = try Self.index(bytes, header.types, layouts, firstID: firstID)
+    let strings = try BTFStrings(bytes, header.strings, base: base)
+    self.bytes = bytes
+    self.base = base
+    self.strings = strings
+    self.firstID = firstID
+    self.records = records
+    self.layouts = layouts
+    structures = BTFStructureTable(
+      records.enumerated().lazy.compactMap { index, record in
+        let kind = Self.kind(bytes, record)
+        let name: UInt32 = bytes.load(at: Int(record)) ?? 0
+        guard kind == .structure || kind == .union, !strings.isEmpty(name) else { return nil }
+        return (firstID + UInt32(index), strings.hash(at: name))
+      })
+    try checkReferences()
+  }
+
+  /// Number of types here, without those of the base and without `void`.
+  public var typeCount: Int { records.count }
+
+  /// The first number behind those of the types.
+  private var idLimit: UInt32 { firstID + UInt32(records.count) }
+
+  /// The definition of a structure or union, not of a typedef. A module's hides its base's. Where
+  /// a kernel has several of one name it is the first.
+  public func structure(named name: String) -> BTFType? {
+    let wanted = Array(name.utf8)
+    guard !wanted.isEmpty else { return nil }
+    for id in structures.candidates(BTFStrings.hash(wanted.prefix(BTFStrings.maximumNameLength)))
+    where strings.equal(wanted, at: nameOffset(of: id)) {
+      return BTFType(self, id)
+    }
+    return base?.structure(named: name)
+  }
+
+  /// The value of an enumeration's constant. Unsigned values beyond Int64's range keep their bits.
+  public func enumerator(named name: String) -> Int64? {
+    let wanted = Array(name.utf8)
+    for (index, record) in records.enumerated() {
+      let kind = Self.kind(bytes, record)
+      guard kind == .enumeration || kind == .enumeration64 else { continue }
+      let id = firstID + UInt32(index)
+      for element in 0..<elementCount(of: id) {
+        let position = elementPosition(element, of: id)
+        guard strings.equal(wanted, at: word(position)) else { continue }
+        return switch (kind, flag(of: id)) {
+        case (.enumeration64, _):
+          Int64(bitPattern: UInt64(word(position + 8)) << 32 | UInt64(word(position + 4)))
+        case (_, true): Int64(Int32(bitPattern: word(position + 4)))
+        case (_, false): Int64(word(position + 4))
+        }
+      }
+    }
+    return base?.enumerator(named: name)
+  }
+
+  /// The type of that number, as one of the BTF that defines it.
+  func type(_ id: UInt32) -> BTFType {
+    if id != 0, id < firstID, let base { return base.type(id) }
+    return BTFType(self, id < idLimit ? id : 0)
+  }
+}
+
+// MARK: - Records of types, by the number of one of this BTF's own types
+
+extension BTF {
+  /// Where the record of a type begins; nil for `void`, which has none.
+  private func record(of id: UInt32) -> Int? {
+    id >= firstID && id < idLimit ? Int(records[Int(id - firstID)]) : nil
+  }
+
+  private func word(_ position: Int) -> UInt32 { bytes.load(at: position) ?? 0 }
+
+  func kind(of id: UInt32) -> BTFKind {
+    record(of: id).map { Self.kind(bytes, UInt32($0)) } ?? .void
+  }
+
+  private static func kind(_ bytes: [UInt8], _ record: UInt32) -> BTFKind {
+    // Bits 24 to 30, of which 29 and 30 were unused and zero before 2026.
+    let info: UInt32 = bytes.load(at: Int(record) + 4) ?? 0
+    return BTFKind(rawValue: UInt8(info >> 24 & 0x7f)) ?? .unknown
+  }
+
+  func nameOffset(of id: UInt32) -> UInt32 { record(of: id).map(word) ?? 0 }
+
+  /// `kind_flag`: what it means depends on the kind.
+  func flag(of id: UInt32) -> Bool {
+    record(of: id).map { word($0 + 4) >> 31 == 1 } ?? false
+  }
+
+  /// `vlen`: the number of members, constants or parameters.
+  func elementCount(of id: UInt32) -> Int {
+    // Bits 0 to 23, of which 16 to 23 were unused and zero before 2026.
+    record(of: id).map { Int(word($0 + 4) & 0xff_ffff) } ?? 0
+  }
+
+  /// `size` or `type`, which share a place.
+  func sizeOrType(of id: UInt32) -> UInt32 {
+    record(of: id).map { word($0 + 8) } ?? 0
+  }
+
+  /// A word of what follows the first part of the record: of an integer or an array.
+  func detail(_ index: Int, of id: UInt32) -> UInt32 {
+    record(of: id).map { word($0 + Self.recordSize + index * 4) } ?? 0
+  }
+
+  /// A word of a member of a structure or union: name, type, offset.
+  func member(_ index: Int, of id: UInt32) -> (name: UInt32, type: UInt32, offset: UInt32) {
+    let position = elementPosition(index, of: id)
+    return (word(position), word(position + 4), word(position + 8))
+  }
+
+  private func elementPosition(_ index: Int, of id: UInt32) -> Int {
+    let kind = kind(of: id)
+    guard let record = record(of: id), kind != .unknown else { return bytes.count }
+    let layout = BTFLayout.known[Int(kind.rawValue)]
+    return record + Self.recordSize + layout.single + index * layout.element
+  }
+}
+
+// MARK: - Parsing
+
+extension BTF {
+  /// The sizes of kinds as the writer told them (`struct btf_layout`), nil without any.
+  private static func layouts(_ bytes: [UInt8], _ section: Range<Int>) -> [BTFLayout]? {
+    guard section.count >= 4 else { return nil }
+    return stride(from: section.lowerBound, to: section.upperBound - 3, by: 4).map { position in
+      BTFLayout(single: Int(bytes[position]), element: Int(bytes[position + 1]))
+    }
+  }
+
+  private static func index(
+    _ bytes: [UInt8], _ section: Range<Int>, _ layouts: [BTFLayout], firstID: UInt32
+  ) throws(BTFError) -> [UInt32] {
+    var records: [UInt32] = []
+    var position = section.lowerBound
+    while position < section.upperBound {
+      let id = firstID &+ UInt32(truncatingIfNeeded: records.count)
+      guard section.upperBound - position >= recordSize,
+        let info: UInt32 = bytes.load(at: position + 4),
+        let record = UInt32(exactly: position), id < .max
+      else { throw .truncatedType(id: id, offset: position - section.lowerBound) }
+      let kind = Int(info >> 24 & 0x7f)
+      let layout: BTFLayout
+      if kind > 0, kind < BTFLayout.known.count {
+        layout = BTFLayout.known[kind]
+      } else if kind > 0, kind < layouts.count {
+        layout = layouts[kind]
+      } else {
+        throw .unknownKind(UInt8(kind), id: id)
+      }
+      let size = recordSize + layout.single + layout.element * Int(info & 0xff_ffff)
+      guard size <= section.upperBound - position else {
+        throw .truncatedType(id: id, offset: position - section.lowerBound)
+      }
+      records.append(record)
+      position += size
+    }
+    return records
+  }
+
+  /// Checks that every name and every type referred to exists. A module's BTF that does not belong
+  /// to this base fails here.
+  private func checkReferences() throws(BTFError) {
+    let nameLimit = strings.limit
+    let idLimit = idLimit
+    for (index, record) in records.enumerated() {
+      let id = firstID + UInt32(index)
+      let record = Int(record)
+      try check(id, name: word(record), limit: nameLimit)
+      switch Self.kind(bytes, UInt32(record)) {
+      case .pointer, .typedef, .volatile, .const, .restrict, .function, .variable,
+        .declarationTag, .typeTag:
+        try check(id, reference: word(record + 8), limit: idLimit)
+      case .array:
+        try check(id, reference: word(record + Self.recordSize), limit: idLimit)
+        try check(id, reference: word(record + Self.recordSize + 4), limit: idLimit)
+      case .structure, .union, .functionPrototype:
+        if kind(of: id) == .functionPrototype {
+          try check(id, reference: word(record + 8), limit: idLimit)
+        }
+        for element in 0..<elementCount(of: id) {
+          let position = elementPosition(element, of: id)
+          try check(id, name: word(position), limit: nameLimit)
+          try check(id, reference: word(position + 4), limit: idLimit)
+        }
+      case .enumeration, .enumeration64:
+        for element in 0..<elementCount(of: id) {
+          try check(id, name: word(elementPosition(element, of: id)), limit: nameLimit)
+        }
+      case .dataSection:
+        for element in 0..<elementCount(of: id) {
+          try check(id, reference: word(elementPosition(element, of: id)), limit: idLimit)
+        }
+      case .void, .integer, .forward, .float, .unknown:
+        break
+      }
+    }
+  }
+
+  private func check(_ id: UInt32, name: UInt32, limit: UInt32) throws(BTFError) {
+    guard name < limit else { throw .nameOutOfRange(id: id, name: name, limit: limit) }
+    guard !strings.isForeign(name) else { throw .foreignBase(id: id, name: name) }
+  }
+
+  private func check(_ id: UInt32, reference: UInt32, limit: UInt32) throws(BTFError) {
+    guard reference < limit else {
+      throw .typeOutOfRange(id: id, reference: reference, limit: limit - 1)
+    }
+  }
+}
+
+/// Finds structures by a hash of their name: open addressing, at most half full.
+struct BTFStructureTable: Sendable {
+  /// Numbers of types, 0 where there is none.
+  private var slots: [UInt32]
+  private var hashes: [UInt32]
+
+  init(_ structures: some Sequence<(id: UInt32, hash: UInt32)>) {
+    let structures = Array(structures)
+    var size = 16
+    while size < structures.count * 2 { size *= 2 }
+    slots = Array(repeating: 0, count: size)
+    hashes = Array(repeating: 0, count: size)
+    for (id, hash) in structures {
+      var slot = Int(hash) & (size - 1)
+      while slots[slot] != 0 { slot = (slot + 1) & (size - 1) }
+      slots[slot] = id
+      hashes[slot] = hash
+    }
+  }
+
+  /// The structures with that hash, lowest number first.
+  func candidates(_ hash: UInt32) -> [UInt32] {
+    var found: [UInt32] = []
+    var slot = Int(hash) & (slots.count - 1)
+    while slots[slot] != 0 {
+      if hashes[slot] == hash { found.append(slots[slot]) }
+      slot = (slot + 1) & (slots.count - 1)
+    }
+    return found
+  }
+}

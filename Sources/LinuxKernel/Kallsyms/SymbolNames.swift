@@ -1,0 +1,204 @@
+import Memory
+import X86
+
+/// How `kallsyms_names` tells the number of a name's codes.
+enum NameLengthEncoding: Hashable, Sendable {
+  /// One byte. Before 6.1.
+  case oneByte
+  /// ULEB128 of up to two bytes. Since 6.1 (73bbb94466fd). The same as ``oneByte`` while no name
+  /// has more than 127 codes.
+  case twoBytes
+}
+
+/// The bytes of `kallsyms_names`, read as far as somebody asked: nothing tells their number.
+struct NameBytes {
+  let address: VirtualAddress
+  private let memory: VirtualMemory
+  private(set) var bytes: [UInt8] = []
+
+  init(_ address: VirtualAddress, in memory: VirtualMemory) {
+    self.address = address
+    self.memory = memory
+  }
+
+  /// Reads until there are `count` bytes: in large pieces, in pages where memory has gaps.
+  mutating func extend(to count: Int) throws(KallsymsError) {
+    while bytes.count < count {
+      let position = address + UInt64(bytes.count)
+      let rest = Int(pageSize) - position.pageOffset
+      do throws(MemoryError) {
+        bytes += try memory.read(position, count: rest + 15 * Int(pageSize))
+      } catch {
+        bytes += try memory.table("kallsyms_names", position, count: rest)
+      }
+    }
+  }
+}
+
+/// The compressed names of all symbols, in the order of their addresses (`kallsyms_names`).
+///
+/// A name is the number of its codes and the codes, each of which stands for a token. The first
+/// byte that they expand to is the symbol's type as nm(1) prints it.
+struct SymbolNames: Sendable {
+  let tokens: SymbolTokens
+  let count: Int
+  /// True if some length has bit 7 set, so that the two encodings read it differently.
+  let isAmbiguous: Bool
+  private let encoding: NameLengthEncoding
+  private let bytes: [UInt8]
+  /// Where every 256th name begins: what the kernel keeps in `kallsyms_markers`.
+  let marks: [UInt32]
+
+  /// Names of a distribution's kernel take 2 to 3 MB, of one with everything built in below 20.
+  static let maximumSize = 64 << 20
+  /// Longer than KSYM_NAME_LEN ever was. What is longer is cut.
+  private static let maximumNameLength = 2048
+
+  /// Walks over `count` names.
+  init(
+    _ source: inout NameBytes, count: Int, encoding: NameLengthEncoding, tokens: SymbolTokens
+  ) throws(KallsymsError) {
+    var marks: [UInt32] = []
+    var isAmbiguous = false
+    var position = 0
+    for symbol in 0..<count {
+      let start = position
+      if symbol & 255 == 0 { marks.append(UInt32(truncatingIfNeeded: start)) }
+      // There is a byte behind the first one of a length: a name has at least one code.
+      try source.extend(to: start + 2)
+      var length = Int(source.bytes[start])
+      position += 1
+      if length & 0x80 != 0 {
+        isAmbiguous = true
+        if encoding == .twoBytes {
+          length = length & 0x7f | Int(source.bytes[start + 1]) << 7
+          position += 1
+        }
+      }
+      position += length
+      guard (1...0x3fff).contains(length), position <= Self.maximumSize else {
+        throw .malformedName(symbol: symbol, source.address + UInt64(start))
+      }
+      try source.extend(to: position)
+    }
+    self.tokens = tokens
+    self.count = count
+    self.isAmbiguous = isAmbiguous
+    self.encoding = encoding
+    self.marks = marks
+    bytes = Array(source.bytes[..<position])
+  }
+
+  /// Size in bytes of all names.
+  var size: Int { bytes.count }
+
+  /// Where the codes of the name at `position` are. Positions were checked by init.
+  private func codes(at position: Int) -> Range<Int> {
+    let length = Int(bytes[position])
+    guard length & 0x80 != 0, encoding == .twoBytes else {
+      return (position + 1)..<(position + 1 + length)
+    }
+    return (position + 2)..<(position + 2 + (length & 0x7f | Int(bytes[position + 1]) << 7))
+  }
+
+  /// The name of a symbol, without its type.
+  func name(of symbol: Int) -> String {
+    guard symbol >= 0, symbol < count else { return "" }
+    var position = Int(marks[symbol >> 8])
+    for _ in 0..<(symbol & 255) { position = codes(at: position).upperBound }
+    return String(decoding: expand(codes(at: position)).dropFirst(), as: UTF8.self)
+  }
+
+  private func expand(_ codes: Range<Int>) -> [UInt8] {
+    var name: [UInt8] = []
+    for code in bytes[codes] where name.count <= Self.maximumNameLength { name += tokens[code] }
+    return name
+  }
+
+  /// Calls `body` for each symbol that has one of the wanted names, in the order of addresses,
+  /// with the index of the name in `wanted`, the number of the symbol and its type.
+  ///
+  /// Names are told apart by a hash that is computed from hashes of the tokens, so that only those
+  /// that match are expanded.
+  func forEachMatch(of wanted: [[UInt8]], _ body: (Int, Int, UInt8) -> Void) {
+    let hashes = TokenHashes(tokens)
+    let table = NameTable(wanted)
+    var position = 0
+    for symbol in 0..<count {
+      let codes = codes(at: position)
+      position = codes.upperBound
+      let hash = hashes.hash(bytes, codes)
+      if let name = table.index(of: hash, name: expand(codes).dropFirst()) {
+        body(name, symbol, tokens[bytes[codes.lowerBound]].first ?? 0)
+      }
+    }
+  }
+}
+
+/// Finds a name by its hash.
+private struct NameTable {
+  private let names: [[UInt8]]
+  private let hashes: [UInt64]
+  /// Indices into ``names``, -1 where there is none. Open addressing, at most a quarter full.
+  private var slots: [Int]
+
+  init(_ names: [[UInt8]]) {
+    self.names = names
+    hashes = names.map { TokenHashes.hash($0) }
+    var size = 16
+    while size < names.count * 4 { size *= 2 }
+    slots = Array(repeating: -1, count: size)
+    for (index, hash) in hashes.enumerated() {
+      var slot = slot(of: hash)
+      while slots[slot] >= 0 { slot = (slot + 1) & (size - 1) }
+      slots[slot] = index
+    }
+  }
+
+  private func slot(of hash: UInt64) -> Int {
+    Int(truncatingIfNeeded: hash ^ hash >> 32) & (slots.count - 1)
+  }
+
+  /// The index of a name with this hash; `name` is asked for only if there is one.
+  func index(of hash: UInt64, name: @autoclosure () -> ArraySlice<UInt8>) -> Int? {
+    var slot = slot(of: hash)
+    while slots[slot] >= 0 {
+      let index = slots[slot]
+      if hashes[index] == hash, names[index].elementsEqual(name()) { return index }
+      slot = (slot + 1) & (slots.count - 1)
+    }
+    return nil
+  }
+}
+
+/// A polynomial hash over bytes. That of a name is made of those of its tokens.
+private struct TokenHashes {
+  /// Of each token: its hash, and the multiplier to the power of its length.
+  private var tokens: [(hash: UInt64, power: UInt64)] = []
+  /// Of each token without its first byte, which at the start of a name is the type.
+  private var tails: [UInt64] = []
+
+  private static let multiplier: UInt64 = 0x9e37_79b9_7f4a_7c15
+
+  init(_ tokens: SymbolTokens) {
+    for code in 0..<SymbolTokens.count {
+      let token = tokens[UInt8(truncatingIfNeeded: code)]
+      let power = token.reduce(UInt64(1)) { power, _ in power &* Self.multiplier }
+      self.tokens.append((Self.hash(token), power))
+      tails.append(Self.hash(token.dropFirst()))
+    }
+  }
+
+  static func hash(_ bytes: some Sequence<UInt8>) -> UInt64 {
+    bytes.reduce(0) { hash, byte in hash &* multiplier &+ UInt64(byte) &+ 1 }
+  }
+
+  func hash(_ bytes: [UInt8], _ codes: Range<Int>) -> UInt64 {
+    var hash = tails[Int(bytes[codes.lowerBound])]
+    for position in (codes.lowerBound + 1)..<codes.upperBound {
+      let token = tokens[Int(bytes[position])]
+      hash = hash &* token.power &+ token.hash
+    }
+    return hash
+  }
+}
