@@ -1,0 +1,99 @@
+import Guest
+import LinuxKernel
+import Memory
+import X86
+
+/// Tells, for pages of VMMs, what the dump has of them, and why it lacks the rest.
+///
+/// A filtering writer (makedumpfile) leaves out pages of zeros by one bit of its dump level and
+/// kinds of pages by others, and does not say of a page by which. The kernel's descriptor of the
+/// frame tells its kind: a page of a kind that was not filtered can only have been left out
+/// because it was zero.
+struct FilteredPages: Sendable {
+  let kernel: LinuxKernel
+  let source: any FrameSource
+  private let frames: PageFrames?
+  private let zeroFrame: PageFrameNumber?
+  private let level: DumpLevel?
+
+  init(on host: KVMHost) {
+    kernel = host.kernel
+    source = host.source
+    frames = try? PageFrames(host.kernel)
+    zeroFrame = host.kernel.symbols.address(of: "empty_zero_page")
+      .flatMap { try? host.kernel.memory.translate($0) }?.frame
+    level = source.dumpLevel ?? frames.map { Self.inferLevel(of: host.source, by: $0) }
+  }
+
+  /// The least dump level that explains which kinds of pages an ELF dump, which does not record
+  /// its level, has: a kind of which it holds pages was not filtered.
+  private static func inferLevel(of source: any FrameSource, by frames: PageFrames) -> DumpLevel {
+    var held: [PageFrames.Use: Int] = [:]
+    var sampled = 0
+    for frame in source.sampleFrames(count: 1 << 14) {
+      guard let use = try? frames.use(of: frame) else { continue }
+      held[use, default: 0] += 1
+      sampled += 1
+    }
+    // Some few pages change their kind while they are on their way; they prove nothing.
+    let proof = max(8, sampled / 1024)
+    return PageFrames.Use.allCases.reduce(into: .zeroPages) { level, use in
+      if held[use, default: 0] < proof { level.formUnion(use.dumpLevel) }
+    }
+  }
+
+  /// Adds `count` pages of a guest that the VMM's page tables describe by `page`.
+  func append(
+    _ page: ProcessPage, at start: GuestPhysicalAddress, pages count: UInt64,
+    to builder: inout MemoryRunBuilder
+  ) {
+    switch page {
+    case .frame(let first):
+      appendFrames(first, at: start, pages: count, to: &builder)
+    case .unmapped:
+      builder.append(MemoryRun(start: start, pages: count, content: .zero(.neverTouched)))
+    case .swapped:
+      builder.append(MemoryRun(start: start, pages: count, content: .missing(.swappedOut)))
+    case .special:
+      builder.append(MemoryRun(start: start, pages: count, content: .missing(.specialEntry)))
+    case .tableAbsent:
+      builder.append(MemoryRun(start: start, pages: count, content: .missing(.pageTableMissing)))
+    }
+  }
+
+  private func appendFrames(
+    _ first: PageFrameNumber, at start: GuestPhysicalAddress, pages: UInt64,
+    to builder: inout MemoryRunBuilder
+  ) {
+    var done: UInt64 = 0
+    while done < pages {
+      let frame = first + done
+      let address = start + done << pageShift
+      let (absence, available) = source.presence(from: frame, limit: pages - done)
+      var count = max(1, min(available, pages - done))
+      let content: PageContent
+      if frame == zeroFrame {
+        content = .zero(.sharedZeroPage)
+        count = 1
+      } else if let absence {
+        content = absence == .excluded ? excluded(frame) : .missing(MissingReason(absence))
+        // Neighbours left out together may be of different kinds.
+        if absence == .excluded { count = 1 }
+      } else {
+        content = .frames(frame)
+      }
+      builder.append(MemoryRun(start: address, pages: count, content: content))
+      done += count
+    }
+  }
+
+  private func excluded(_ frame: PageFrameNumber) -> PageContent {
+    guard let level, level.contains(.zeroPages) else { return .missing(.filtered) }
+    let kinds: DumpLevel = [.cache, .privateCache, .userData]
+    if level.isDisjoint(with: kinds) { return .zero(.filteredZeroPage) }
+    guard let use = try? frames?.use(of: frame), use != .other,
+      level.isDisjoint(with: use.dumpLevel)
+    else { return .missing(.filtered) }
+    return .zero(.filteredZeroPage)
+  }
+}

@@ -1,0 +1,105 @@
+import Guest
+import LinuxKernel
+import Memory
+
+/// A memory slot: a range of guest-physical memory that KVM maps to memory of the VMM.
+struct MemorySlot: Hashable, Sendable {
+  let id: Int64
+  let start: GuestPhysicalAddress
+  /// In bytes.
+  let size: UInt64
+  let userspaceAddress: VirtualAddress
+  let flags: UInt64
+
+  /// KVM_MEM_READONLY (include/uapi/linux/kvm.h).
+  private static let readOnlyFlag: UInt64 = 2
+
+  private init(_ slot: KernelObject) throws(KernelError) {
+    id = try slot["id"].signed()
+    start = GuestPhysicalAddress(try slot["base_gfn"].unsigned() << pageShift)
+    size = try slot["npages"].unsigned() << pageShift
+    userspaceAddress = VirtualAddress(try slot["userspace_addr"].unsigned())
+    flags = try slot["flags"].unsigned()
+  }
+
+  var region: MemoryRegion {
+    MemoryRegion(
+      start: start, size: size, isReadOnly: flags & Self.readOnlyFlag != 0,
+      origin: "slot \(id) at \(userspaceAddress) of the VMM")
+  }
+
+  /// The slots of address space 0 (1 is system management mode's) that hold memory of the guest:
+  /// without those that KVM set up for itself, ascending.
+  static func active(of machine: KernelObject) throws(KernelError) -> [MemorySlot] {
+    let set = try machine["memslots"].element(0).required()
+    let objects = set.has("id_hash") ? try hashed(set) : try sorted(set)
+    let ownIDs = firstOwnID(set)
+    var slots: [MemorySlot] = []
+    for object in objects {
+      let slot = try MemorySlot(object)
+      guard slot.size > 0, slot.id < ownIDs, slot.start + slot.size > slot.start else { continue }
+      slots.append(slot)
+    }
+    slots.sort { $0.start < $1.start }
+    return withoutOverlap(slots)
+  }
+
+  /// Since 5.17 (a54d806688fe) slots hang in a hash by id; each has two nodes, of which
+  /// `node_idx` names the one that the active set uses.
+  private static func hashed(_ set: KernelObject) throws(KernelError) -> [KernelObject] {
+    let node = Int(clamping: try set["node_idx"].unsigned())
+    guard let type = set.type.btf.structure(named: "kvm_memory_slot") else {
+      throw .noType("kvm_memory_slot")
+    }
+    let buckets = try set["id_hash"]
+    var slots: [KernelObject] = []
+    for bucket in 0..<Int(clamping: min(buckets.type.elementCount ?? 0, 1 << 16)) {
+      for entry in try buckets.element(bucket).hashListNodes(limit: slotLimit) {
+        let slot = try entry.container(of: type, member: "id_node")
+        // The node met is element `node` of id_node, not the first.
+        let link = try slot["id_node"].element(node)
+        slots.append(
+          KernelObject(
+            in: slot.memory, at: slot.address - link.address.distance(from: entry.address),
+            type: type))
+      }
+      guard slots.count <= slotLimit else {
+        throw .endless(what: "memory slots", at: set.address, limit: slotLimit)
+      }
+    }
+    return slots
+  }
+
+  /// Before 5.17: an array, of which the first `used_slots` are in use.
+  private static func sorted(_ set: KernelObject) throws(KernelError) -> [KernelObject] {
+    let array = try set["memslots"]
+    let used = try set["used_slots"].signed()
+    guard (0...Int64(slotLimit)).contains(used) else {
+      throw .endless(what: "memory slots", at: set.address, limit: slotLimit)
+    }
+    var slots: [KernelObject] = []
+    for index in 0..<Int(used) { slots.append(try array.element(index)) }
+    return slots
+  }
+
+  /// KVM_MEM_SLOTS_NUM is at most SHRT_MAX, as slot ids are shorts.
+  private static let slotLimit = Int(Int16.max)
+
+  /// Ids from here on are KVM's own slots: APIC access page, TSS and identity map for real mode.
+  /// They are the last three of KVM_MEM_SLOTS_NUM, which is the length of `id_to_index` where
+  /// that exists (until 5.16), and SHRT_MAX since (4fc096a99e01, 5.12).
+  private static func firstOwnID(_ set: KernelObject) -> Int64 {
+    let count = set.type.member("id_to_index")?.type.elementCount
+    return Int64(clamping: count ?? UInt64(slotLimit)) - 3
+  }
+
+  /// KVM refuses overlapping slots; should damaged memory show some, the lower one wins.
+  private static func withoutOverlap(_ slots: [MemorySlot]) -> [MemorySlot] {
+    var kept: [MemorySlot] = []
+    for slot in slots {
+      if let last = kept.last, slot.start < last.start + last.size { continue }
+      kept.append(slot)
+    }
+    return kept
+  }
+}

@@ -1,0 +1,129 @@
+import LinuxKernel
+import Memory
+import X86
+
+/// The part of a vCPU that kvm_amd keeps: `struct vcpu_svm` and its control blocks (VMCB, APM
+/// vol. 2, appendix B; the processor writes the save area at every exit).
+struct SVMProcessor {
+  private let svm: KernelObject
+  /// The control block in use.
+  private let current: KernelObject
+  /// The one whose save area VMSAVE writes: since 5.13 (4995a3685f1b) always the first, also while
+  /// a nested guest runs.
+  private let first: KernelObject
+
+  init(_ vcpu: KernelObject, types: BTF) throws(KernelError) {
+    guard let type = types.structure(named: "vcpu_svm"),
+      types.structure(named: "vmcb") != nil
+    else { throw .noType("vcpu_svm") }
+    svm = try vcpu.container(of: type, member: "vcpu")
+    current = try svm["vmcb"].required()
+    first = try svm.memberIfPresent("vmcb01")?["ptr"].dereferenced() ?? current
+  }
+
+  /// True if the control block in use is that of a guest of the guest.
+  func runsNestedGuest() throws(KernelError) -> Bool {
+    guard let nested = try svm["nested"].memberIfPresent("vmcb02") else { return false }
+    guard let inUse = svm.memberIfPresent("current_vmcb") else { return false }
+    return try inUse.pointer() == nested.address
+  }
+
+  /// Adds what the control blocks have, and settles where both they and KVM have a copy.
+  func read(into file: inout RegisterFile) throws(KernelError) {
+    try readSegments(into: &file)
+    try readControlRegisters(into: &file)
+    try take(.rflags, "rflags", from: current, into: &file)
+    for (register, member) in [
+      (Register.kernelGSBase, "kernel_gs_base"), (.star, "star"), (.lstar, "lstar"),
+      (.cstar, "cstar"), (.sfmask, "sfmask"), (.sysenterCS, "sysenter_cs"),
+      (.sysenterESP, "sysenter_esp"), (.sysenterEIP, "sysenter_eip"),
+    ] {
+      try take(register, member, from: first, into: &file)
+    }
+  }
+
+  private func take(
+    _ register: Register, _ member: String, from block: KernelObject, into file: inout RegisterFile
+  ) throws(KernelError) {
+    file[register] = .known(
+      try block["save"].member(member).unsigned(), RegisterSource(.vmcb, "save.\(member)"))
+  }
+
+  /// CR4 and EFER are KVM's: the control block adds what the host needs (MCE, SVME). CR2 and CR3
+  /// agree, but with nested paging CR3 changes without an exit, and without it the control block
+  /// has the host's shadow tables. Of CR0 the guest may change MP and TS without an exit.
+  private func readControlRegisters(into file: inout RegisterFile) throws(KernelError) {
+    let usesNestedPaging =
+      try current["control.nested_ctl"].unsigned() & ControlBlock.nestedPaging != 0
+    if usesNestedPaging { try take(.cr3, "cr3", from: current, into: &file) }
+    let intercepts = try controlRegisterIntercepts()
+    if intercepts & ControlBlock.interceptCR0Write == 0, let kept = file[.cr0].value {
+      let live = try current["save.cr0"].unsigned()
+      let own = ControlBits.monitorAndTaskSwitched
+      file[.cr0] = .known(
+        kept & ~own | live & own, RegisterSource(.kvm, "arch.cr0, MP and TS of save.cr0"))
+    }
+  }
+
+  /// `control.intercepts[]` (5.10, c45ad7229d13), before that a member for each word.
+  private func controlRegisterIntercepts() throws(KernelError) -> UInt64 {
+    if let words = try current["control"].memberIfPresent("intercepts") {
+      return try words.element(0).unsigned()
+    }
+    return try current["control.intercept_cr"].unsigned()
+  }
+
+  private func readSegments(into file: inout RegisterFile) throws(KernelError) {
+    let privilege = try current["save.cpl"].unsigned()
+    for register in SegmentRegister.allCases {
+      let block = Self.savedByVMSAVE.contains(register) ? first : current
+      let saved = try block["save"].member(register.rawValue)
+      var segment = Segment(
+        selector: UInt16(truncatingIfNeeded: try saved["selector"].unsigned()),
+        base: try saved["base"].unsigned(),
+        limit: UInt32(truncatingIfNeeded: try saved["limit"].unsigned()),
+        attributes: SegmentAttributes(
+          vmcb: UInt16(truncatingIfNeeded: try saved["attrib"].unsigned())))
+      segment.normalize(as: register, privilege: UInt32(truncatingIfNeeded: privilege))
+      file[register] = .known(segment, RegisterSource(.vmcb, "save.\(register.rawValue)"))
+    }
+    for register in TableRegister.allCases {
+      let saved = try current["save"].member(register.rawValue)
+      file[register] = .known(
+        DescriptorTable(
+          base: try saved["base"].unsigned(),
+          limit: UInt32(truncatingIfNeeded: try saved["limit"].unsigned())),
+        RegisterSource(.vmcb, "save.\(register.rawValue)"))
+    }
+  }
+
+  private static let savedByVMSAVE: Set<SegmentRegister> = [.fs, .gs, .tr, .ldtr]
+}
+
+extension Segment {
+  /// What the processor leaves undefined in a control block, set as an AMD processor behaves and
+  /// as KVM reports it (`svm_get_segment`): granularity follows from the limit, a data segment in
+  /// use is accessed, a loaded task is busy, the stack segment has the current privilege level,
+  /// and a segment that is not present has no attributes.
+  fileprivate mutating func normalize(as register: SegmentRegister, privilege: UInt32) {
+    guard attributes.isPresent else {
+      attributes = .unusable
+      return
+    }
+    attributes.hasPageGranularity = limit > 0xfffff
+    switch register {
+    case .ds, .es, .fs, .gs: attributes.type |= 1
+    case .tr: attributes.type |= 2
+    case .ss: attributes.privilegeLevel = privilege
+    case .cs, .ldtr: break
+    }
+  }
+}
+
+/// Bits of the control area (APM vol. 2, appendix B).
+private enum ControlBlock {
+  /// NP_ENABLE, bit 0 at offset 090h.
+  static let nestedPaging: UInt64 = 1
+  /// Write of CR0, bit 16 at offset 000h.
+  static let interceptCR0Write: UInt64 = 1 << 16
+}

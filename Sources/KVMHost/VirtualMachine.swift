@@ -1,0 +1,64 @@
+import Guest
+import LinuxKernel
+import Memory
+import X86
+
+/// One `struct kvm`.
+struct VirtualMachine: Sendable {
+  let object: KernelObject
+  let host: KVMHost
+
+  init(_ object: KernelObject, on host: KVMHost) {
+    self.object = object
+    self.host = host
+  }
+
+  func guest(filter: FilteredPages) throws(KernelError) -> Guest {
+    let mm = try object["mm"].required()
+    let process = try host.kernel.identity(of: mm)
+    let commandLine = VMMCommandLine(process.arguments)
+    let identity = GuestIdentity(
+      name: commandLine.name, uuid: commandLine.uuid,
+      pid: try object["userspace_pid"].signed(), command: process.command,
+      backend: host.vendor.backend)
+    let protection = try Protection(of: object, on: host)
+    let slots = try MemorySlot.active(of: object)
+    let memory = KVMMemory(
+      slots: slots, tables: try host.kernel.pageTables(of: mm), filter: filter,
+      isEncrypted: protection != .none)
+    let processors = try VirtualProcessors(of: object, on: host, protection: protection).read()
+    var findings = protection.findings + processors.findings
+    if process.arguments.isEmpty {
+      findings.append(
+        Finding(
+          .note, "guest.no-command-line",
+          "the VMM's command line is not in the dump: the guest is named by process and pid"))
+    }
+    return Guest(
+      identity: identity, memory: MemoryMap(regions: slots.map(\.region), backing: memory),
+      processors: processors.processors, findings: findings)
+  }
+}
+
+/// What a VMM's command line says of its guest. Knows QEMU's and its relatives' options.
+struct VMMCommandLine {
+  let name: String?
+  let uuid: String?
+
+  init(_ arguments: [String]) {
+    func value(of option: String) -> String? {
+      guard let index = arguments.firstIndex(where: { $0 == "-\(option)" || $0 == "--\(option)" }),
+        index + 1 < arguments.count
+      else { return nil }
+      return arguments[index + 1]
+    }
+    // -name web1 and libvirt's -name guest=web1,debug-threads=on
+    name = value(of: "name").flatMap { text in
+      let fields = text.split(separator: ",")
+      let guest = fields.first { $0.hasPrefix("guest=") }?.dropFirst("guest=".count)
+      let name = guest ?? fields.first ?? ""
+      return name.isEmpty ? nil : String(name)
+    }
+    uuid = value(of: "uuid")
+  }
+}

@@ -1,0 +1,137 @@
+import Memory
+import X86
+
+/// The kernel's descriptors of page frames (`struct page`, mapped at `vmemmap_base`).
+public struct PageFrames: Sendable {
+  private let memory: VirtualMemory
+  private let type: BTFType
+  private let base: VirtualAddress
+  private let descriptorSize: UInt64
+  private let flags: Flags
+
+  private struct Flags: Sendable {
+    let lru: UInt64
+    let privateData: UInt64
+    let head: UInt64
+  }
+
+  /// What a frame is used for, in the classes by which makedumpfile filters.
+  public enum Use: Hashable, Sendable, CaseIterable {
+    /// Anonymous memory of a process, or hugetlb.
+    case userData
+    /// In the page cache: a file's contents, memfd, shmem.
+    case cache
+    case privateCache
+    case other
+
+    /// The bit of the dump level that leaves such frames out.
+    public var dumpLevel: DumpLevel {
+      switch self {
+      case .userData: .userData
+      case .cache: .cache
+      case .privateCache: .privateCache
+      case .other: []
+      }
+    }
+  }
+
+  /// A page of a file: the file's `address_space`, and the page's index in it.
+  public struct CachePosition: Sendable {
+    public let mapping: KernelObject
+    public let index: UInt64
+  }
+
+  public init(_ kernel: LinuxKernel) throws(KernelError) {
+    memory = kernel.memory
+    type = try kernel.structure("page")
+    guard let size = type.size, size > 0 else { throw .noType("page") }
+    descriptorSize = size
+    let symbol = try kernel.address(of: "vmemmap_base")
+    do throws(MemoryError) {
+      base = VirtualAddress(try memory.load(symbol))
+    } catch {
+      throw .unreadable(what: "vmemmap_base", error)
+    }
+    flags = Flags(
+      lru: try Self.flag("PG_lru", kernel), privateData: try Self.flag("PG_private", kernel),
+      head: try Self.flag("PG_head", kernel))
+  }
+
+  private static func flag(_ name: String, _ kernel: LinuxKernel) throws(KernelError) -> UInt64 {
+    guard let bit = kernel.types.enumerator(named: name) ?? kernel.vmcoreinfo.number(name),
+      (0..<64).contains(bit)
+    else { throw .vmcoreinfoLacks(key: "NUMBER(\(name))", release: kernel.vmcoreinfo.release) }
+    return 1 << UInt64(bit)
+  }
+
+  /// The use of a frame, by the rules of makedumpfile's `__exclude_unnecessary_pages`.
+  public func use(of frame: PageFrameNumber) throws(KernelError) -> Use {
+    let page = try head(of: frame)
+    if try page["mapping"].unsigned() & PageMappingFlags.anonymous != 0 { return .userData }
+    let flags = try page["flags"].unsigned()
+    if flags & self.flags.lru != 0 {
+      return flags & self.flags.privateData != 0 ? .privateCache : .cache
+    }
+    // hugetlb pages are on no LRU list and always compound. Their own marks changed many times.
+    return flags & self.flags.head != 0 ? .userData : .other
+  }
+
+  /// Where in the page cache the page of a frame is, or nil if it belongs to no file.
+  public func cachePosition(of frame: PageFrameNumber) throws(KernelError) -> CachePosition? {
+    let page = try head(of: frame)
+    guard try page["mapping"].unsigned() & PageMappingFlags.all == 0,
+      let mapping = try page["mapping"].dereferenced()
+    else { return nil }
+    // A tail page's index counts on from its head's.
+    let tail = frame.distance(from: number(of: page))
+    return CachePosition(mapping: mapping, index: try page["index"].unsigned() &+ tail)
+  }
+
+  /// The frame in the page cache at `index`, or what the entry says instead.
+  public func cachedPage(
+    of mapping: KernelObject, at index: UInt64
+  ) throws(KernelError) -> CachedPage {
+    let entry = try XArray(try mapping["i_pages"]).entry(at: index)
+    if entry == 0 { return .none }
+    // Value entries stand for pages that reclaim took away: a shmem page that was swapped out.
+    if entry & 1 != 0 { return .swapped(entry: entry >> 1) }
+    let page = try head(of: KernelObject(in: memory, at: VirtualAddress(entry), type: type))
+    let offset = index &- (try page["index"].unsigned())
+    return .frame(PageFrameNumber(number(of: page).rawValue &+ offset))
+  }
+
+  /// What the page cache has at an index.
+  public enum CachedPage: Hashable, Sendable {
+    case none
+    case frame(PageFrameNumber)
+    case swapped(entry: UInt64)
+  }
+
+  // MARK: Descriptors
+
+  private func descriptor(_ frame: PageFrameNumber) -> KernelObject {
+    KernelObject(in: memory, at: base + frame.rawValue &* descriptorSize, type: type)
+  }
+
+  private func number(of page: KernelObject) -> PageFrameNumber {
+    PageFrameNumber(page.address.distance(from: base) / descriptorSize)
+  }
+
+  private func head(of frame: PageFrameNumber) throws(KernelError) -> KernelObject {
+    try head(of: descriptor(frame))
+  }
+
+  /// The descriptor of the compound page that `page` is a tail of, or itself. A tail's
+  /// `compound_head` has bit 0 set (since 4.4, 1d798ca3f164).
+  private func head(of page: KernelObject) throws(KernelError) -> KernelObject {
+    let head = try page["compound_head"].unsigned()
+    guard head & 1 != 0 else { return page }
+    return KernelObject(in: memory, at: VirtualAddress(head - 1), type: type)
+  }
+}
+
+/// Low bits of `page.mapping` (include/linux/page-flags.h).
+private enum PageMappingFlags {
+  static let anonymous: UInt64 = 1
+  static let all: UInt64 = 3
+}

@@ -1,0 +1,45 @@
+import Memory
+import X86
+
+/// What a process calls itself.
+public struct ProcessIdentity: Hashable, Sendable {
+  /// `task_struct.comm`, if a task of the process was found.
+  public let command: String?
+  /// The arguments it was started with; empty if the pages that hold them are not at hand.
+  public let arguments: [String]
+}
+
+extension LinuxKernel {
+  /// The identity of the process that owns an address space.
+  public func identity(of mm: KernelObject) throws(KernelError) -> ProcessIdentity {
+    ProcessIdentity(
+      command: try owner(of: mm)?["comm"].text(), arguments: try arguments(of: mm))
+  }
+
+  /// `mm.owner` exists with CONFIG_MEMCG; without it the task list is searched.
+  private func owner(of mm: KernelObject) throws(KernelError) -> KernelObject? {
+    if let owner = try mm.memberIfPresent("owner")?.dereferenced() { return owner }
+    let type = try structure("task_struct")
+    let first = try object("init_task", type: "task_struct")
+    let tasks = try first["tasks"].listElements(of: type, link: "tasks", limit: 1 << 22)
+    for task in tasks where try task["mm"].pointer() == mm.address { return task }
+    return nil
+  }
+
+  private func arguments(of mm: KernelObject) throws(KernelError) -> [String] {
+    let start = VirtualAddress(try mm["arg_start"].unsigned())
+    let end = VirtualAddress(try mm["arg_end"].unsigned())
+    let length = end.distance(from: start)
+    guard length > 0, length <= 1 << 20 else { return [] }
+    let space = VirtualMemory(physical: memory.physical, tables: try pageTables(of: mm))
+    let text: [UInt8]
+    do throws(MemoryError) {
+      text = try space.read(start, count: Int(length))
+    } catch {
+      // The pages may be swapped out or filtered: the process then has no name but `comm`.
+      return []
+    }
+    return text.split(separator: 0, omittingEmptySubsequences: false)
+      .map { String(decoding: $0, as: UTF8.self) }
+  }
+}
