@@ -1,0 +1,20 @@
+/// The container that a dump comes in.
+public enum DumpFormat: Hashable, Sendable {
+  /// An ELF core file whose program headers name physical addresses: /proc/vmcore, makedumpfile
+  /// -E, QEMU's dump-guest-memory, virsh dump --memory-only.
+  case elf
+  /// makedumpfile's format: compressed pages behind a table of descriptors.
+  case kdump(version: Int)
+  /// The format of the diskdump facility, which makedumpfile's grew out of (Linux 2.6.9, RHEL 4).
+  case diskdump(version: Int)
+}
+
+extension DumpFormat: CustomStringConvertible {
+  public var description: String {
+    switch self {
+    case .elf: "ELF vmcore"
+    case .kdump(let version): "kdump-compressed, header version \(version)"
+    case .diskdump(let version): "diskdump, header version \(version)"
+    }
+  }
+}

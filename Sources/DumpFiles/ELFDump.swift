@@ -1,0 +1,270 @@
+import Memory
+
+/// Offsets and values of 64-bit ELF core files. Source: elf.h, and the System V ABI, "Object Files".
+enum ELFLayout {
+  static let headerSize = 64
+  static let programHeaderSize = 56
+  static let sectionHeaderSize = 64
+
+  static let classOffset = 4
+  static let class64: UInt8 = 2
+  static let dataOffset = 5
+  static let littleEndian: UInt8 = 1
+
+  /// Members of Elf64_Ehdr.
+  enum Header {
+    static let type = 16
+    static let machine = 18
+    static let programHeaders = 32
+    static let sectionHeaders = 40
+    static let flags = 48
+    static let programHeaderSize = 54
+    static let programHeaderCount = 56
+  }
+
+  /// Members of Elf64_Phdr.
+  enum ProgramHeader {
+    static let type = 0
+    static let offset = 8
+    static let virtualAddress = 16
+    static let physicalAddress = 24
+    static let fileSize = 32
+    static let memorySize = 40
+  }
+
+  static let core: UInt16 = 4
+  static let x86_64: UInt16 = 62
+  static let load: UInt32 = 1
+  static let note: UInt32 = 4
+  /// PN_XNUM: the count did not fit 16 bits and is sh_info of the first section header.
+  static let extendedCount: UInt16 = 0xffff
+  static let sectionInfo = 44
+
+  /// NT_AUXV and NT_FILE of `CORE` notes: what the kernel writes of a process, and only of one.
+  static let auxiliaryVector: UInt32 = 6
+  static let mappedFiles: UInt32 = 0x4649_4c45
+
+  /// makedumpfile sets this bit of e_flags when it ran out of space (elf_info.h,
+  /// DUMP_ELF_INCOMPLETE).
+  static let incomplete: UInt32 = 1
+}
+
+/// An ELF core file of a machine.
+struct ELFDump: Sendable {
+  /// No dump has as many: a bound for what a damaged header can cost.
+  static let programHeaderLimit: UInt64 = 1 << 20
+
+  /// 2^52, where physical addresses of x86-64 end.
+  static let physicalAddressLimit: UInt64 = 1 << 52
+
+  let notes: [Note]
+  let map: LoadMap
+  let isIncomplete: Bool
+
+  /// `start` is the first block of the file.
+  init(_ file: InputFile, start: [UInt8]) throws(DumpFileError) {
+    func truncated(
+      _ part: DumpFileError.DumpPart, at offset: UInt64, length: UInt64
+    ) -> DumpFileError {
+      .truncated(file.path, part: part, offset: offset, length: length, fileSize: file.size)
+    }
+    guard start.count >= ELFLayout.headerSize,
+      let elfClass: UInt8 = start.load(at: ELFLayout.classOffset),
+      let data: UInt8 = start.load(at: ELFLayout.dataOffset),
+      let type: UInt16 = start.load(at: ELFLayout.Header.type),
+      let machine: UInt16 = start.load(at: ELFLayout.Header.machine),
+      let tableOffset: UInt64 = start.load(at: ELFLayout.Header.programHeaders),
+      let sections: UInt64 = start.load(at: ELFLayout.Header.sectionHeaders),
+      let flags: UInt32 = start.load(at: ELFLayout.Header.flags),
+      let entrySize: UInt16 = start.load(at: ELFLayout.Header.programHeaderSize),
+      let shortCount: UInt16 = start.load(at: ELFLayout.Header.programHeaderCount)
+    else { throw truncated(.header, at: 0, length: UInt64(ELFLayout.headerSize)) }
+
+    guard data == ELFLayout.littleEndian else {
+      throw .notLittleEndian(file.path, data: data)
+    }
+    guard elfClass == ELFLayout.class64 else { throw .not64Bit(file.path, elfClass: elfClass) }
+    guard machine == ELFLayout.x86_64 else {
+      throw .otherMachine(
+        file.path, machine: Self.machineName(machine), offset: UInt64(ELFLayout.Header.machine))
+    }
+    guard type == ELFLayout.core else { throw .notACore(file.path, elfType: type) }
+
+    var count = UInt64(shortCount)
+    if shortCount == ELFLayout.extendedCount, sections != 0 {
+      let length = ELFLayout.sectionHeaderSize
+      let section = try file.bytes(at: sections, count: length)
+      guard let info: UInt32 = section.load(at: ELFLayout.sectionInfo) else {
+        throw truncated(.sectionHeader, at: sections, length: UInt64(length))
+      }
+      count = UInt64(info)
+    }
+    guard count > 0 else { throw .noMemory(file.path) }
+    guard entrySize == UInt16(ELFLayout.programHeaderSize) else {
+      throw .badHeader(
+        file.path, field: .programHeaderSize, offset: UInt64(ELFLayout.Header.programHeaderSize),
+        value: UInt64(entrySize))
+    }
+    let tableSize = count * UInt64(ELFLayout.programHeaderSize)
+    guard tableOffset <= file.size, tableSize <= file.size - tableOffset else {
+      throw truncated(.programHeaders, at: tableOffset, length: tableSize)
+    }
+    guard count <= Self.programHeaderLimit else {
+      throw .badHeader(
+        file.path, field: .programHeaderCount,
+        offset: UInt64(ELFLayout.Header.programHeaderCount), value: count)
+    }
+
+    var loads: [Load] = []
+    var namesVirtualMemoryOnly = true
+    var noteReader = NoteReader(file)
+    // In pieces: a table of some 100,000 entries is never whole in memory.
+    let pieceLength = 1024 * ELFLayout.programHeaderSize
+    var position: UInt64 = 0
+    while position < tableSize {
+      let length = Int(min(UInt64(pieceLength), tableSize - position))
+      let piece = try file.bytes(at: tableOffset + position, count: length)
+      for entry in stride(from: 0, to: length, by: ELFLayout.programHeaderSize) {
+        typealias Member = ELFLayout.ProgramHeader
+        guard let type: UInt32 = piece.load(at: entry + Member.type),
+          let offset: UInt64 = piece.load(at: entry + Member.offset),
+          let virtual: UInt64 = piece.load(at: entry + Member.virtualAddress),
+          let physical: UInt64 = piece.load(at: entry + Member.physicalAddress),
+          let fileSize: UInt64 = piece.load(at: entry + Member.fileSize),
+          let memorySize: UInt64 = piece.load(at: entry + Member.memorySize)
+        else { throw truncated(.programHeaders, at: tableOffset, length: tableSize) }
+        if type == ELFLayout.load {
+          loads.append(
+            Load(
+              address: physical, fileOffset: offset, fileSize: fileSize, memorySize: memorySize))
+          if physical != 0 || virtual == 0 { namesVirtualMemoryOnly = false }
+        } else if type == ELFLayout.note {
+          try noteReader.read(at: offset, size: fileSize)
+        }
+      }
+      position += UInt64(length)
+    }
+    notes = noteReader.notes
+    guard !loads.isEmpty else { throw .noMemory(file.path) }
+    let isOfProcess = notes.contains {
+      $0.name == "CORE"
+        && ($0.type == ELFLayout.auxiliaryVector || $0.type == ELFLayout.mappedFiles)
+    }
+    guard !(namesVirtualMemoryOnly && isOfProcess) else { throw .processCore(file.path) }
+    map = LoadMap(loads, fileSize: file.size, addressLimit: Self.physicalAddressLimit)
+    isIncomplete =
+      flags & ELFLayout.incomplete != 0
+      || loads.contains { load in
+        load.fileSize > 0
+          && (load.fileOffset > file.size || load.fileSize > file.size - load.fileOffset)
+      }
+  }
+
+  /// The machines that kdump is met on. Source: elf.h, EM_*.
+  private static func machineName(_ machine: UInt16) -> String {
+    switch machine {
+    case 3: "EM_386 (i386)"
+    case 8: "EM_MIPS"
+    case 20: "EM_PPC"
+    case 21: "EM_PPC64"
+    case 22: "EM_S390"
+    case 40: "EM_ARM"
+    case 50: "EM_IA_64"
+    case 183: "EM_AARCH64 (arm64)"
+    case 243: "EM_RISCV"
+    case 258: "EM_LOONGARCH"
+    default: "\(machine)"
+    }
+  }
+}
+
+extension ELFDump {
+  /// Reads `buffer.count / 4096` frames; see ``PageReader/read(from:into:)``.
+  func read(
+    _ file: InputFile, from frame: UInt64, into buffer: UnsafeMutableRawBufferPointer,
+    _ results: inout [Absence?]
+  ) {
+    let end = frame + UInt64(buffer.count) / pageSize
+    var index = map.index(of: frame)
+    var position = frame
+    while position < end {
+      let run = index < map.runs.count ? map.runs[index] : nil
+      guard let run, run.first < end else {
+        unsafe buffer.setAbsent(.notInDump, frames: position - frame..<end - frame, &results)
+        return
+      }
+      if position < run.first {
+        unsafe buffer.setAbsent(
+          .notInDump, frames: position - frame..<run.first - frame, &results)
+        position = run.first
+      }
+      let pieceEnd = min(end, run.end)
+      let room = unsafe UnsafeMutableRawBufferPointer(
+        rebasing: buffer[Int(position - frame) << 12..<Int(pieceEnd - frame) << 12])
+      switch run.content {
+      case .absent(let absence):
+        unsafe buffer.setAbsent(absence, frames: position - frame..<pieceEnd - frame, &results)
+      case .file(let offset):
+        unsafe file.readPages(
+          at: offset &+ (position - run.first) << pageShift, into: room, &results)
+      case .parts(let range):
+        results.append(unsafe read(file, map.parts[range], into: room))
+      }
+      position = pieceEnd
+      index += 1
+    }
+  }
+
+  private func read(
+    _ file: InputFile, _ parts: ArraySlice<LoadMap.Part>,
+    into page: UnsafeMutableRawBufferPointer
+  ) -> Absence? {
+    unsafe page.initializeMemory(as: UInt8.self, repeating: 0)
+    for part in parts {
+      let room = unsafe UnsafeMutableRawBufferPointer(
+        rebasing: page[part.offset..<part.offset + part.count])
+      let got = try? unsafe file.read(at: part.fileOffset, into: room)
+      guard got == part.count else {
+        unsafe page.initializeMemory(as: UInt8.self, repeating: 0)
+        return got == nil ? .corrupt : .truncated
+      }
+    }
+    return nil
+  }
+}
+
+extension UnsafeMutableRawBufferPointer {
+  /// Zeroes the room of `frames` (counted from the buffer's start) and appends their results.
+  func setAbsent(_ absence: Absence, frames: Range<UInt64>, _ results: inout [Absence?]) {
+    let room = unsafe self[Int(frames.lowerBound) << 12..<Int(frames.upperBound) << 12]
+    unsafe UnsafeMutableRawBufferPointer(rebasing: room)
+      .initializeMemory(as: UInt8.self, repeating: 0)
+    results.append(contentsOf: repeatElement(Optional(absence), count: frames.count))
+  }
+}
+
+extension InputFile {
+  /// Reads whole pages that lie one after the other in the file. Where reading fails, page by page,
+  /// so that one bad block costs one page.
+  fileprivate func readPages(
+    at offset: UInt64, into buffer: UnsafeMutableRawBufferPointer, _ results: inout [Absence?]
+  ) {
+    let page = Int(pageSize)
+    if let got = try? unsafe read(at: offset, into: buffer) {
+      let whole = got / page
+      results.append(contentsOf: repeatElement(Absence?.none, count: whole))
+      if whole < buffer.count / page {
+        unsafe buffer.setAbsent(
+          .truncated, frames: UInt64(whole)..<UInt64(buffer.count / page), &results)
+      }
+    } else if buffer.count == page {
+      unsafe buffer.setAbsent(.corrupt, frames: 0..<1, &results)
+    } else {
+      for start in stride(from: 0, to: buffer.count, by: page) {
+        unsafe readPages(
+          at: offset &+ UInt64(start),
+          into: UnsafeMutableRawBufferPointer(rebasing: buffer[start..<start + page]), &results)
+      }
+    }
+  }
+}
