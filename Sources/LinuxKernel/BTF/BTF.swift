@@ -14,10 +14,13 @@ public final class BTF: Sendable {
   /// Where the record of each type begins in ``bytes``.
   private let records: [UInt32]
   private let layouts: [BTFLayout]
-  private let structures: BTFStructureTable
+  /// The named structures and unions: hash of the name << 32 | number of the type, sorted.
+  private let structures: [UInt64]
 
   /// Size of the part that all records have: `struct btf_type`.
   private static let recordSize = 12
+  /// Size of `struct btf_member`.
+  private static let memberSize = 12
 
   /// Parses BTF as it lies in a kernel's memory (`__start_BTF` to `__stop_BTF`) or in a section
   /// `.BTF`. A module's needs the one of the kernel that it was built for as its `base`.
@@ -33,13 +36,7 @@ public final class BTF: Sendable {
     self.firstID = firstID
     self.records = records
     self.layouts = layouts
-    structures = BTFStructureTable(
-      records.enumerated().lazy.compactMap { index, record in
-        let kind = Self.kind(bytes, record)
-        let name: UInt32 = bytes.load(at: Int(record)) ?? 0
-        guard kind == .structure || kind == .union, !strings.isEmpty(name) else { return nil }
-        return (firstID + UInt32(index), strings.hash(at: name))
-      })
+    structures = Self.structures(bytes, records, strings, firstID: firstID)
     try checkReferences()
   }
 
@@ -53,10 +50,16 @@ public final class BTF: Sendable {
   /// a kernel has several of one name it is the first.
   public func structure(named name: String) -> BTFType? {
     let wanted = Array(name.utf8)
-    guard !wanted.isEmpty else { return nil }
-    for id in structures.candidates(BTFStrings.hash(wanted.prefix(BTFStrings.maximumNameLength)))
-    where strings.equal(wanted, at: nameOffset(of: id)) {
-      return BTFType(self, id)
+    let hash = UInt64(BTFStrings.hash(wanted.prefix(BTFStrings.maximumNameLength)))
+    var low = 0
+    var high = structures.count
+    while low < high {
+      let middle = (low + high) / 2
+      if structures[middle] >> 32 < hash { low = middle + 1 } else { high = middle }
+    }
+    for entry in structures[low...].prefix(while: { $0 >> 32 == hash }) {
+      let id = UInt32(truncatingIfNeeded: entry)
+      if strings.equal(wanted, at: nameOffset(of: id)) { return BTFType(self, id) }
     }
     return base?.structure(named: name)
   }
@@ -68,14 +71,12 @@ public final class BTF: Sendable {
       let kind = Self.kind(bytes, record)
       guard kind == .enumeration || kind == .enumeration64 else { continue }
       let id = firstID + UInt32(index)
-      for element in 0..<elementCount(of: id) {
-        let position = elementPosition(element, of: id)
-        guard strings.equal(wanted, at: word(position)) else { continue }
+      for element in elements(of: id) where strings.equal(wanted, at: word(element)) {
+        let low = word(element + 4)
         return switch (kind, flag(of: id)) {
-        case (.enumeration64, _):
-          Int64(bitPattern: UInt64(word(position + 8)) << 32 | UInt64(word(position + 4)))
-        case (_, true): Int64(Int32(bitPattern: word(position + 4)))
-        case (_, false): Int64(word(position + 4))
+        case (.enumeration64, _): Int64(bitPattern: UInt64(word(element + 8)) << 32 | UInt64(low))
+        case (_, true): Int64(Int32(bitPattern: low))
+        case (_, false): Int64(low)
         }
       }
     }
@@ -134,15 +135,20 @@ extension BTF {
 
   /// A word of a member of a structure or union: name, type, offset.
   func member(_ index: Int, of id: UInt32) -> (name: UInt32, type: UInt32, offset: UInt32) {
-    let position = elementPosition(index, of: id)
-    return (word(position), word(position + 4), word(position + 8))
+    let element = (record(of: id) ?? bytes.count) + Self.recordSize + index * Self.memberSize
+    return (word(element), word(element + 4), word(element + 8))
   }
 
-  private func elementPosition(_ index: Int, of id: UInt32) -> Int {
+  /// Where the members, constants, parameters or variables of a type are. Empty for other kinds.
+  private func elements(of id: UInt32) -> StrideTo<Int> {
     let kind = kind(of: id)
-    guard let record = record(of: id), kind != .unknown else { return bytes.count }
-    let layout = BTFLayout.known[Int(kind.rawValue)]
-    return record + Self.recordSize + layout.single + index * layout.element
+    guard let record = record(of: id), kind != .unknown else {
+      return stride(from: 0, to: 0, by: 1)
+    }
+    let size = BTFLayout.known[Int(kind.rawValue)].element
+    let start = record + Self.recordSize
+    guard size > 0 else { return stride(from: start, to: start, by: 1) }
+    return stride(from: start, to: start + elementCount(of: id) * size, by: size)
   }
 }
 
@@ -187,85 +193,66 @@ extension BTF {
     return records
   }
 
+  private static func structures(
+    _ bytes: [UInt8], _ records: [UInt32], _ strings: BTFStrings, firstID: UInt32
+  ) -> [UInt64] {
+    var structures: [UInt64] = []
+    for (index, record) in records.enumerated() {
+      let kind = kind(bytes, record)
+      guard kind == .structure || kind == .union, let name: UInt32 = bytes.load(at: Int(record)),
+        !strings.isEmpty(name)
+      else { continue }
+      structures.append(UInt64(strings.hash(at: name)) << 32 | UInt64(firstID + UInt32(index)))
+    }
+    structures.sort()
+    return structures
+  }
+
   /// Checks that every name and every type referred to exists. A module's BTF that does not belong
   /// to this base fails here.
   private func checkReferences() throws(BTFError) {
-    let nameLimit = strings.limit
-    let idLimit = idLimit
     for (index, record) in records.enumerated() {
       let id = firstID + UInt32(index)
       let record = Int(record)
-      try check(id, name: word(record), limit: nameLimit)
-      switch Self.kind(bytes, UInt32(record)) {
+      try checkName(word(record), of: id)
+      switch Self.kind(bytes, records[index]) {
       case .pointer, .typedef, .volatile, .const, .restrict, .function, .variable,
         .declarationTag, .typeTag:
-        try check(id, reference: word(record + 8), limit: idLimit)
+        try checkType(word(record + 8), of: id)
       case .array:
-        try check(id, reference: word(record + Self.recordSize), limit: idLimit)
-        try check(id, reference: word(record + Self.recordSize + 4), limit: idLimit)
-      case .structure, .union, .functionPrototype:
-        if kind(of: id) == .functionPrototype {
-          try check(id, reference: word(record + 8), limit: idLimit)
+        try checkType(detail(0, of: id), of: id)
+        try checkType(detail(1, of: id), of: id)
+      case .structure, .union:
+        for element in elements(of: id) {
+          try checkName(word(element), of: id)
+          try checkType(word(element + 4), of: id)
         }
-        for element in 0..<elementCount(of: id) {
-          let position = elementPosition(element, of: id)
-          try check(id, name: word(position), limit: nameLimit)
-          try check(id, reference: word(position + 4), limit: idLimit)
+      case .functionPrototype:
+        try checkType(word(record + 8), of: id)
+        for element in elements(of: id) {
+          try checkName(word(element), of: id)
+          try checkType(word(element + 4), of: id)
         }
       case .enumeration, .enumeration64:
-        for element in 0..<elementCount(of: id) {
-          try check(id, name: word(elementPosition(element, of: id)), limit: nameLimit)
-        }
+        for element in elements(of: id) { try checkName(word(element), of: id) }
       case .dataSection:
-        for element in 0..<elementCount(of: id) {
-          try check(id, reference: word(elementPosition(element, of: id)), limit: idLimit)
-        }
+        for element in elements(of: id) { try checkType(word(element), of: id) }
       case .void, .integer, .forward, .float, .unknown:
         break
       }
     }
   }
 
-  private func check(_ id: UInt32, name: UInt32, limit: UInt32) throws(BTFError) {
-    guard name < limit else { throw .nameOutOfRange(id: id, name: name, limit: limit) }
+  private func checkName(_ name: UInt32, of id: UInt32) throws(BTFError) {
+    guard name < strings.limit else {
+      throw .nameOutOfRange(id: id, name: name, limit: strings.limit)
+    }
     guard !strings.isForeign(name) else { throw .foreignBase(id: id, name: name) }
   }
 
-  private func check(_ id: UInt32, reference: UInt32, limit: UInt32) throws(BTFError) {
-    guard reference < limit else {
-      throw .typeOutOfRange(id: id, reference: reference, limit: limit - 1)
+  private func checkType(_ reference: UInt32, of id: UInt32) throws(BTFError) {
+    guard reference < idLimit else {
+      throw .typeOutOfRange(id: id, reference: reference, limit: idLimit - 1)
     }
-  }
-}
-
-/// Finds structures by a hash of their name: open addressing, at most half full.
-struct BTFStructureTable: Sendable {
-  /// Numbers of types, 0 where there is none.
-  private var slots: [UInt32]
-  private var hashes: [UInt32]
-
-  init(_ structures: some Sequence<(id: UInt32, hash: UInt32)>) {
-    let structures = Array(structures)
-    var size = 16
-    while size < structures.count * 2 { size *= 2 }
-    slots = Array(repeating: 0, count: size)
-    hashes = Array(repeating: 0, count: size)
-    for (id, hash) in structures {
-      var slot = Int(hash) & (size - 1)
-      while slots[slot] != 0 { slot = (slot + 1) & (size - 1) }
-      slots[slot] = id
-      hashes[slot] = hash
-    }
-  }
-
-  /// The structures with that hash, lowest number first.
-  func candidates(_ hash: UInt32) -> [UInt32] {
-    var found: [UInt32] = []
-    var slot = Int(hash) & (slots.count - 1)
-    while slots[slot] != 0 {
-      if hashes[slot] == hash { found.append(slots[slot]) }
-      slot = (slot + 1) & (slots.count - 1)
-    }
-    return found
   }
 }

@@ -64,19 +64,23 @@ struct SymbolNames: Sendable {
     for symbol in 0..<count {
       let start = position
       if symbol & 255 == 0 { marks.append(UInt32(truncatingIfNeeded: start)) }
-      // There is a byte behind the first one of a length: a name has at least one code.
+      // A second byte is always there: of the length, or the first code.
       try source.extend(to: start + 2)
       var length = Int(source.bytes[start])
+      var isValid = length > 0
       position += 1
       if length & 0x80 != 0 {
         isAmbiguous = true
         if encoding == .twoBytes {
-          length = length & 0x7f | Int(source.bytes[start + 1]) << 7
+          // The second byte continues no further, and is not there if one byte is enough.
+          let high = Int(source.bytes[start + 1])
+          isValid = (1...0x7f).contains(high)
+          length = length & 0x7f | high << 7
           position += 1
         }
       }
       position += length
-      guard (1...0x3fff).contains(length), position <= Self.maximumSize else {
+      guard isValid, position <= Self.maximumSize else {
         throw .malformedName(symbol: symbol, source.address + UInt64(start))
       }
       try source.extend(to: position)
@@ -138,36 +142,20 @@ struct SymbolNames: Sendable {
 /// Finds a name by its hash.
 private struct NameTable {
   private let names: [[UInt8]]
-  private let hashes: [UInt64]
-  /// Indices into ``names``, -1 where there is none. Open addressing, at most a quarter full.
-  private var slots: [Int]
+  private var indices: [UInt64: [Int]] = [:]
 
   init(_ names: [[UInt8]]) {
     self.names = names
-    hashes = names.map { TokenHashes.hash($0) }
-    var size = 16
-    while size < names.count * 4 { size *= 2 }
-    slots = Array(repeating: -1, count: size)
-    for (index, hash) in hashes.enumerated() {
-      var slot = slot(of: hash)
-      while slots[slot] >= 0 { slot = (slot + 1) & (size - 1) }
-      slots[slot] = index
+    for (index, name) in names.enumerated() {
+      indices[TokenHashes.hash(name), default: []].append(index)
     }
-  }
-
-  private func slot(of hash: UInt64) -> Int {
-    Int(truncatingIfNeeded: hash ^ hash >> 32) & (slots.count - 1)
   }
 
   /// The index of a name with this hash; `name` is asked for only if there is one.
   func index(of hash: UInt64, name: @autoclosure () -> ArraySlice<UInt8>) -> Int? {
-    var slot = slot(of: hash)
-    while slots[slot] >= 0 {
-      let index = slots[slot]
-      if hashes[index] == hash, names[index].elementsEqual(name()) { return index }
-      slot = (slot + 1) & (slots.count - 1)
-    }
-    return nil
+    guard let indices = indices[hash] else { return nil }
+    let name = name()
+    return indices.first { names[$0].elementsEqual(name) }
   }
 }
 
