@@ -142,9 +142,7 @@ private final class PageCache: Sendable {
       if state.frames[slot] == frame.rawValue { return .success(state.pages[slot]) }
       var absence: Absence? = .corrupt
       let page = unsafe [UInt8](unsafeUninitializedCapacity: Int(pageSize)) { buffer, count in
-        let room = unsafe UnsafeMutableRawBufferPointer(
-          rebasing:
-            UnsafeMutableRawBufferPointer(buffer)[..<Int(pageSize)])
+        let room = UnsafeMutableRawBufferPointer(buffer)
         absence = unsafe state.reader.read(from: frame, into: room).first ?? .corrupt
         count = Int(pageSize)
       }

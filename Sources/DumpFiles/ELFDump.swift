@@ -40,6 +40,9 @@ enum ELFLayout {
   static let extendedCount: UInt16 = 0xffff
   static let sectionInfo = 44
 
+  /// NT_PRSTATUS of `CORE` notes: the registers of a CPU.
+  static let processStatus: UInt32 = 1
+
   /// NT_AUXV and NT_FILE of `CORE` notes: what the kernel writes of a process, and only of one.
   static let auxiliaryVector: UInt32 = 6
   static let mappedFiles: UInt32 = 0x4649_4c45

@@ -18,13 +18,11 @@ enum KdumpLayout {
     static let systemName = 12
     static let nameSize = 65
     static let machine = systemName + 4 * nameSize
-    static let timestamp = 408
     static let status = 424
     static let blockSize = 428
     static let subHeaderSize = 432
     static let bitmapBlocks = 436
     static let frameLimit = 440
-    static let totalRAMBlocks = 444
     static let cpuCount = 460
   }
 

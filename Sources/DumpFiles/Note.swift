@@ -20,7 +20,7 @@ extension Note {
   static let headerSize = 12
 
   /// The note as it stands in a file: name and description padded to 4 bytes each.
-  var encoded: [UInt8] {
+  public var encoded: [UInt8] {
     let owner = [UInt8](name.utf8) + [0]
     var bytes: [UInt8] = []
     bytes.append(littleEndian: UInt32(truncatingIfNeeded: owner.count))
