@@ -64,9 +64,10 @@ public struct KdumpWriter: ~Copyable {
       }
       end = range.upperBound.rawValue
     }
-    guard frameLimit > 0, frameLimit <= KdumpDump.frameLimit, capacity <= frameLimit else {
-      throw .badFrameRange(path, frameLimit: frameLimit, capacity: capacity)
+    guard frameLimit > 0, frameLimit <= KdumpDump.frameLimit else {
+      throw .badFrameLimit(path, frameLimit)
     }
+    let capacity = min(capacity, frameLimit)
     let block = UInt64(KdumpLayout.blockSize)
     var notes = notes
     if let vmcoreinfo, notes.vmcoreinfo == nil {
@@ -161,8 +162,8 @@ public enum KdumpWriterError: Error, Hashable, Sendable {
   case notAPage(FilePath, PageFrameNumber, byteCount: Int)
   /// More pages than were announced.
   case tooManyPages(FilePath, capacity: UInt64)
-  /// No RAM at all, RAM beyond 52 bits of address, or more pages announced than there are frames.
-  case badFrameRange(FilePath, frameLimit: UInt64, capacity: UInt64)
+  /// No RAM at all, or RAM beyond 52 bits of address: the frame behind the last.
+  case badFrameLimit(FilePath, UInt64)
 }
 
 extension KdumpWriterError: Diagnosis {
@@ -171,7 +172,7 @@ extension KdumpWriterError: Diagnosis {
     case .writeFailed(_, _, .noSpace): "output.no-space"
     case .writeFailed: "output.write-failed"
     case .outOfMemory: "output.out-of-memory"
-    case .notAscending, .notRAM, .notAPage, .tooManyPages, .badFrameRange: "output.bad-page"
+    case .notAscending, .notRAM, .notAPage, .tooManyPages, .badFrameLimit: "output.bad-page"
     }
   }
 
@@ -189,8 +190,8 @@ extension KdumpWriterError: Diagnosis {
       "\(path): page frame \(frame) comes with \(byteCount) bytes"
     case .tooManyPages(let path, let capacity):
       "\(path): more than the \(capacity) pages that were announced"
-    case .badFrameRange(let path, let frameLimit, let capacity):
-      "\(path): \(capacity) pages among \(frameLimit) page frames make no dump"
+    case .badFrameLimit(let path, let frameLimit):
+      "\(path): \(frameLimit) page frames make no dump"
     }
   }
 
@@ -198,7 +199,7 @@ extension KdumpWriterError: Diagnosis {
     switch self {
     case .writeFailed(_, _, .noSpace): "free some space, or write to another disk"
     case .writeFailed, .outOfMemory: nil
-    case .notAscending, .notRAM, .notAPage, .tooManyPages, .badFrameRange:
+    case .notAscending, .notRAM, .notAPage, .tooManyPages, .badFrameLimit:
       "this is a fault of the program: please report it"
     }
   }
