@@ -54,7 +54,7 @@ let package = Package(
     library(
       "GuestVmcore",
       uses: [
-        "Memory", "X86", "Guest", "DumpFiles", "CShim",
+        "Memory", "X86", "LinuxKernel", "Guest", "DumpFiles",
         .product(name: "SystemPackage", package: "swift-system"),
       ]),
     .executableTarget(

@@ -238,8 +238,9 @@ private struct KdumpHeader {
       system.system, system.node, system.release, system.version, system.machine, system.domain,
     ]
     for (index, name) in names.enumerated() {
+      // libkdumpfile takes the machine's type from here, and only if no name is empty.
       bytes.store(
-        Array(name.utf8.prefix(Header.nameSize - 1)),
+        Array((name.isEmpty ? "(unknown)" : name).utf8.prefix(Header.nameSize - 1)),
         at: Header.systemName + index * Header.nameSize)
     }
     let cpuCount = notes.count { $0.name == "CORE" && $0.type == ELFLayout.processStatus }

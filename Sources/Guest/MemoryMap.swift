@@ -89,6 +89,28 @@ public struct MemoryRun: Hashable, Sendable {
   public var size: UInt64 { pages << pageShift }
 }
 
+/// A part of a run that is in the source, small enough to be read at once.
+public struct FramePiece: Hashable, Sendable {
+  public let start: GuestPhysicalAddress
+  public let frame: PageFrameNumber
+  public let pages: Int
+
+  /// 1 MiB: larger reads gain nothing.
+  public static let maximumPages = 256
+}
+
+extension MemoryRun {
+  /// The run cut into pieces; none if it is not in the source.
+  public var pieces: [FramePiece] {
+    guard case .frames(let first) = content else { return [] }
+    return stride(from: 0, to: pages, by: FramePiece.maximumPages).map { offset in
+      FramePiece(
+        start: start + offset << pageShift, frame: first + offset,
+        pages: Int(min(UInt64(FramePiece.maximumPages), pages - offset)))
+    }
+  }
+}
+
 /// Where the bytes of a guest's page are.
 public enum PageContent: Hashable, Sendable {
   /// In the source, from this frame on.

@@ -1,6 +1,7 @@
 import Guest
 import LinuxKernel
 import Memory
+import Synchronization
 import X86
 
 /// Tells, for pages of VMMs, what the dump has of them, and why it lacks the rest.
@@ -14,7 +15,7 @@ struct FilteredPages: Sendable {
   let source: any FrameSource
   private let frames: PageFrames?
   private let zeroFrame: PageFrameNumber?
-  private let level: DumpLevel?
+  private let level: DeducedLevel
 
   init(on host: KVMHost) {
     kernel = host.kernel
@@ -22,24 +23,7 @@ struct FilteredPages: Sendable {
     frames = try? PageFrames(host.kernel)
     zeroFrame = host.kernel.symbols.address(of: "empty_zero_page")
       .flatMap { try? host.kernel.memory.translate($0) }?.frame
-    level = source.dumpLevel ?? frames.map { Self.inferLevel(of: host.source, by: $0) }
-  }
-
-  /// The least dump level that explains which kinds of pages an ELF dump, which does not record
-  /// its level, has: a kind of which it holds pages was not filtered.
-  private static func inferLevel(of source: any FrameSource, by frames: PageFrames) -> DumpLevel {
-    var held: [PageFrames.Use: Int] = [:]
-    var sampled = 0
-    for frame in source.sampleFrames(count: 1 << 14) {
-      guard let use = try? frames.use(of: frame) else { continue }
-      held[use, default: 0] += 1
-      sampled += 1
-    }
-    // Some few pages change their kind while they are on their way; they prove nothing.
-    let proof = max(8, sampled / 1024)
-    return PageFrames.Use.allCases.reduce(into: .zeroPages) { level, use in
-      if held[use, default: 0] < proof { level.formUnion(use.dumpLevel) }
-    }
+    level = DeducedLevel(source, frames)
   }
 
   /// Adds `count` pages of a guest that the VMM's page tables describe by `page`.
@@ -88,12 +72,50 @@ struct FilteredPages: Sendable {
   }
 
   private func excluded(_ frame: PageFrameNumber) -> PageContent {
-    guard let level, level.contains(.zeroPages) else { return .missing(.filtered) }
+    guard let level = level.value, level.contains(.zeroPages) else { return .missing(.filtered) }
     let kinds: DumpLevel = [.cache, .privateCache, .userData]
     if level.isDisjoint(with: kinds) { return .zero(.filteredZeroPage) }
     guard let use = try? frames?.use(of: frame), use != .other,
       level.isDisjoint(with: use.dumpLevel)
     else { return .missing(.filtered) }
     return .zero(.filteredZeroPage)
+  }
+}
+
+/// The dump level: as the dump records it or, for an ELF dump, which does not, the least one that
+/// explains which kinds of pages it holds. Found out when it is first asked for, as a dump that was
+/// not filtered never needs it.
+private final class DeducedLevel: Sendable {
+  private let source: any FrameSource
+  private let frames: PageFrames?
+  private let cached = Mutex<DumpLevel??>(nil)
+
+  init(_ source: any FrameSource, _ frames: PageFrames?) {
+    self.source = source
+    self.frames = frames
+  }
+
+  var value: DumpLevel? {
+    cached.withLock { cached in
+      if let cached { return cached }
+      let level = source.dumpLevel ?? frames.map { deduce(by: $0) }
+      cached = .some(level)
+      return level
+    }
+  }
+
+  private func deduce(by frames: PageFrames) -> DumpLevel {
+    var held: [PageFrames.Use: Int] = [:]
+    var sampled = 0
+    for frame in source.sampleFrames(count: 1 << 14) {
+      guard let use = try? frames.use(of: frame) else { continue }
+      held[use, default: 0] += 1
+      sampled += 1
+    }
+    // Some few pages change their kind while they are on their way; they prove nothing.
+    let proof = max(8, sampled / 1024)
+    return PageFrames.Use.allCases.reduce(into: .zeroPages) { level, use in
+      if held[use, default: 0] < proof { level.formUnion(use.dumpLevel) }
+    }
   }
 }

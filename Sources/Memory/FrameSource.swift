@@ -26,6 +26,19 @@ public protocol FrameSource: PhysicalMemory {
 
   /// The frames that the dump speaks of, ascending.
   var frameRanges: [Range<PageFrameNumber>] { get }
+
+  /// One thread's way to read many pages.
+  associatedtype Reader: FrameReader
+  func makeReader() -> Reader
+}
+
+/// One thread's way to read many pages, with buffers of its own.
+public protocol FrameReader: AnyObject {
+  /// Reads consecutive frames into `buffer`, 4096 bytes each; the room of absent ones is zeroed.
+  /// Returns a result per frame: nil where its bytes are in the buffer, else why not.
+  func read(
+    from frame: PageFrameNumber, into buffer: UnsafeMutableRawBufferPointer
+  ) -> [Absence?]
 }
 
 extension FrameSource {

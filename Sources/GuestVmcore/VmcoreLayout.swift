@@ -1,0 +1,99 @@
+import Guest
+import Memory
+
+/// Where everything goes in a guest's vmcore.
+///
+/// The file is an ELF core as readers of kernel dumps need it: program headers right behind the
+/// ELF header (makedumpfile ignores e_phoff), the one PT_NOTE first (crash takes every later header
+/// for a load), notes before all memory (crash reads its header up to the first load), loads with
+/// p_align 0 (by which crash tells a kdump from a netdump), on page boundaries in the file, and as
+/// long there as in memory (Volatility drops others).
+struct VmcoreLayout: Hashable, Sendable {
+  struct Load: Hashable, Sendable {
+    let start: GuestPhysicalAddress
+    let size: UInt64
+    let fileOffset: UInt64
+    /// Where the guest's kernel maps the memory, or the physical address if that is not known.
+    let virtualAddress: UInt64
+  }
+
+  let loads: [Load]
+  /// Bytes before the first load: ELF header, program headers, notes.
+  let headerSize: UInt64
+  let fileSize: UInt64
+
+  static let elfHeaderSize: UInt64 = 64
+  static let programHeaderSize: UInt64 = 56
+  /// More loads make crash slower (it searches them one by one) and keep LeechCore from opening
+  /// the file; a few gaps too many are holes instead.
+  static let maximumLoads = 128
+
+  var noteOffset: UInt64 { Self.elfHeaderSize + Self.programHeaderSize * UInt64(loads.count + 1) }
+
+  /// - Parameters:
+  ///   - noteRoom: bytes to keep for notes.
+  ///   - pageOffsetBase: where the guest's kernel maps all of physical memory.
+  init(_ map: MemoryMap, survey: MemorySurvey, noteRoom: UInt64, pageOffsetBase: UInt64?) {
+    let ranges = Self.ranges(of: map, without: survey.missingRuns)
+    let unpadded =
+      Self.elfHeaderSize + Self.programHeaderSize * UInt64(ranges.count + 1) + noteRoom
+    headerSize = (unpadded + pageSize - 1) & ~(pageSize - 1)
+    var offset = headerSize
+    loads = ranges.map { start, size in
+      defer { offset += size }
+      return Load(
+        start: start, size: size, fileOffset: offset,
+        virtualAddress: start.rawValue &+ (pageOffsetBase ?? 0))
+    }
+    fileSize = offset
+  }
+
+  /// The guest's memory without its larger missing runs: a reader then gets an error there instead
+  /// of zeros. Missing runs that would make too many loads stay as holes, the shortest first; they
+  /// are named in the provenance note.
+  private static func ranges(
+    of map: MemoryMap, without missing: [MemoryRun]
+  ) -> [(start: GuestPhysicalAddress, size: UInt64)] {
+    var ranges: [(start: GuestPhysicalAddress, size: UInt64)] = []
+    for region in map.regions {
+      if let last = ranges.last, last.start + last.size == region.start {
+        ranges[ranges.count - 1].size += region.size
+      } else {
+        ranges.append((region.start, region.size))
+      }
+    }
+    let gaps = missing.sorted { $0.pages > $1.pages }
+      .prefix(max(0, maximumLoads - ranges.count))
+      .sorted { $0.start < $1.start }
+    var result: [(start: GuestPhysicalAddress, size: UInt64)] = []
+    var next = gaps.makeIterator()
+    var gap = next.next()
+    for range in ranges {
+      var start = range.start
+      let end = range.start + range.size
+      while let current = gap, current.start < end {
+        if current.start > start { result.append((start, current.start.distance(from: start))) }
+        start = current.start + current.size
+        gap = next.next()
+      }
+      if start < end { result.append((start, end.distance(from: start))) }
+    }
+    return result
+  }
+
+  /// Where in the file a guest-physical address is, and how many bytes of its load are left there;
+  /// nil if the file has no place for it.
+  func position(of address: GuestPhysicalAddress) -> (fileOffset: UInt64, rest: UInt64)? {
+    var low = 0
+    var high = loads.count
+    while low < high {
+      let middle = (low + high) / 2
+      if loads[middle].start <= address { low = middle + 1 } else { high = middle }
+    }
+    guard low > 0 else { return nil }
+    let load = loads[low - 1]
+    let offset = address.distance(from: load.start)
+    guard offset < load.size else { return nil }
+    return (load.fileOffset + offset, load.size - offset)
+  }
+}

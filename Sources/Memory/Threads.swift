@@ -1,0 +1,46 @@
+import Glibc
+
+/// Runs `body` on `count` threads, one of them the caller's, and returns when all have ended.
+///
+/// Plain threads: the work blocks in reads and writes, which would starve the cooperative pool.
+/// Where fewer can be started, fewer run: the work must be handed out piece by piece.
+public func onThreads(_ count: Int, _ body: @escaping @Sendable (Int) -> Void) {
+  var threads: [pthread_t] = []
+  for index in 1..<max(1, count) {
+    if let thread = startThread({ body(index) }) { threads.append(thread) }
+  }
+  body(0)
+  for thread in threads { pthread_join(thread, nil) }
+}
+
+/// Starts a thread that nobody waits for.
+public func detachedThread(_ body: @escaping @Sendable () -> Void) {
+  if let thread = startThread(body) { pthread_detach(thread) }
+}
+
+private func startThread(_ body: @escaping @Sendable () -> Void) -> pthread_t? {
+  let argument = unsafe Unmanaged.passRetained(Work(body))
+  var thread = pthread_t()
+  let result = unsafe pthread_create(
+    &thread, nil,
+    { argument in
+      guard let argument = unsafe argument else { return nil }
+      unsafe Unmanaged<Work>.fromOpaque(argument).takeRetainedValue().run()
+      return nil
+    }, argument.toOpaque())
+  guard result == 0 else {
+    unsafe argument.release()
+    return nil
+  }
+  return thread
+}
+
+private final class Work: Sendable {
+  let run: @Sendable () -> Void
+  init(_ run: @escaping @Sendable () -> Void) { self.run = run }
+}
+
+/// Processors that this process may run on.
+public var availableProcessors: Int {
+  max(1, sysconf(Int32(_SC_NPROCESSORS_ONLN)))
+}

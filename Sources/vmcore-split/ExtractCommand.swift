@@ -1,0 +1,161 @@
+import ArgumentParser
+import DumpFiles
+import Glibc
+import Guest
+import GuestVmcore
+import KVMHost
+import LinuxKernel
+import Memory
+import SystemPackage
+
+struct Extract: ParsableCommand {
+  static let configuration = CommandConfiguration(
+    abstract: "Write one vmcore per guest (the default command).")
+
+  @OptionGroup var common: CommonOptions
+
+  @Option(
+    name: .shortAndLong,
+    help: ArgumentHelp(
+      "File for one guest, or directory (default: here, as <guest>.vmcore).",
+      valueName: "path"),
+    completion: .file())
+  var output: String?
+
+  @Flag(name: .long, help: "Replace files that exist.")
+  var force = false
+
+  func run() throws {
+    let host = try HostAnalysis(common.dump, selecting: common.guest, threads: common.threads)
+    for failure in host.failures { Console.error(failure) }
+    let targets = try OutputNames(for: host.guests, output: output)
+    var isComplete = host.failures.isEmpty
+    var failure: Failure?
+    for (guest, target) in zip(host.guests, targets.paths) {
+      do {
+        if try !extract(guest, to: target, from: host) { isComplete = false }
+      } catch let error as Failure {
+        // The other guests are still to be had.
+        Console.error(error.diagnosis)
+        failure = error
+      }
+    }
+    if failure != nil { throw ExitStatus.failure }
+    if !isComplete { throw ExitStatus.findings }
+  }
+
+  /// Returns true if everything was there.
+  private func extract(
+    _ found: Guest, to path: FilePath, from host: HostAnalysis
+  ) throws -> Bool {
+    let guest = GuestAnalysis(found, in: host.dump, threads: common.threads)
+    let name = guest.guest.identity.displayName
+    guard guest.survey.present > 0 else { throw Failure(guest.nothingToExtract) }
+    let progress = ExtractionProgress()
+    let display = ProgressDisplay(
+      title: printable(name), pages: guest.survey.pages, progress: progress,
+      isShown: !common.quiet && !common.noProgress)
+    defer { display.end() }
+    let summary: Extraction.Summary
+    do throws(OutputError) {
+      let file = try OutputFile(path, force: force)
+      summary = try Extraction(
+        guest.guest, kernels: guest.kernels, survey: guest.survey, source: host.dump,
+        provenance: Provenance(
+          tool: "vmcore-split", version: toolVersion,
+          source: .init(path: host.dump.path.string, format: "\(host.dump.format)"),
+          guest: guest.report)
+      ).write(to: file, threads: common.threads, progress: progress)
+    } catch {
+      throw Failure(error)
+    }
+    display.end()
+    tell(guest, summary, path)
+    return !guest.hasWarnings && summary.lost.isEmpty
+  }
+
+  private func tell(_ guest: GuestAnalysis, _ summary: Extraction.Summary, _ path: FilePath) {
+    let name = guest.guest.identity.displayName
+    for finding in guest.guest.findings where finding.severity == .warning || !common.quiet {
+      Console.warning("\(name): \(finding.text) [\(finding.name)]")
+    }
+    if !summary.lost.isEmpty {
+      let first = summary.lost[0]
+      Console.warning(
+        "\(name): \(summary.lost.count) pages could not be read from the dump, the first at"
+          + " guest-physical \(first.start) [memory.damaged]")
+    }
+    guard !common.quiet else { return }
+    let kernel = guest.kernels.kernels.first.map { ", Linux \($0.vmcoreinfo.release)" } ?? ""
+    print(
+      printable(
+        "\(path): \(guest.guest.processors.count) vCPUs, \(size(guest.guest.memory.size))"
+          + "\(kernel), \(guest.survey.missingPages) pages missing"))
+  }
+}
+
+extension GuestAnalysis {
+  /// The reason why a guest has no memory in the dump, and what would have kept it.
+  fileprivate var nothingToExtract: OutputError {
+    let findings = guest.findings.filter {
+      $0.name.hasPrefix("memory.") || $0.name == "guest.encrypted"
+    }
+    return .nothingToExtract(
+      guest: guest.identity.displayName,
+      why: findings.map(\.text).joined(separator: "; "),
+      advice: "its registers are there: vmcore-split registers")
+  }
+}
+
+/// The files that guests go to: never two guests one name, and no name leads out of the directory.
+struct OutputNames {
+  let paths: [FilePath]
+
+  init(for guests: [Guest], output: String?) throws {
+    let base = FilePath(output ?? ".")
+    var status = stat()
+    let exists = unsafe stat(base.string, &status) == 0
+    let isDirectory = exists && status.st_mode & S_IFMT == S_IFDIR
+    if let output, !isDirectory, !output.hasSuffix("/"), guests.count == 1 {
+      paths = [FilePath(output)]
+      return
+    }
+    if !isDirectory {
+      guard !exists else { throw Failure(DirectoryError(path: base, errno: ENOTDIR)) }
+      guard unsafe mkdir(base.string, 0o700) == 0 else {
+        throw Failure(DirectoryError(path: base, errno: errno))
+      }
+    }
+    let names = guests.map { Self.safe($0.identity.displayName) }
+    var paths: [FilePath] = []
+    for (index, name) in names.enumerated() {
+      let isUnique = names.filter { $0 == name }.count == 1
+      let file = isUnique ? name : "\(name)-\(guests[index].identity.pid)"
+      paths.append(base.appending("\(file).vmcore"))
+    }
+    self.paths = paths
+  }
+
+  /// A guest chooses its name: what could lead elsewhere or hide the file is replaced.
+  private static func safe(_ name: String) -> String {
+    let scalars = name.unicodeScalars.prefix(200).map { scalar -> Character in
+      let isPlain =
+        scalar.isASCII && (scalar.properties.isAlphabetic || scalar.properties.numericType != nil)
+      return isPlain || "._-+@:".unicodeScalars.contains(scalar) ? Character(scalar) : "_"
+    }
+    let text = String(scalars)
+    return text.isEmpty || text.hasPrefix(".") || text.hasPrefix("-") ? "_" + text : text
+  }
+}
+
+/// The directory for the results cannot be used.
+struct DirectoryError: Diagnosis {
+  let path: FilePath
+  let errno: Int32
+
+  var name: String { "output.directory" }
+  var problem: String {
+    "\(path) cannot be used as directory for the guests: \(Errno(rawValue: errno))"
+  }
+  var advice: String? { "name a directory with -o" }
+}

@@ -1,0 +1,79 @@
+import DumpFiles
+import Guest
+import LinuxKernel
+import Memory
+import X86
+
+extension GuestAnalysis {
+  /// What the user must know of a guest's memory, kernels and registers.
+  static func findings(
+    _ guest: Guest, _ survey: MemorySurvey, _ kernels: GuestKernels, _ dump: DumpFile
+  ) -> [Finding] {
+    missing(survey, dump) + unknownRegisters(guest) + kernelFindings(kernels, survey)
+  }
+
+  private static func missing(_ survey: MemorySurvey, _ dump: DumpFile) -> [Finding] {
+    MissingReason.allCases.compactMap { reason in
+      guard let pages = survey.missing[reason], pages > 0 else { return nil }
+      var text =
+        "\(pages) of \(survey.pages) pages (\(size(pages << pageShift))) are missing:"
+        + " \(reason.explanation)"
+      if reason == .filtered {
+        let level = dump.dumpLevel.map { "the dump was made with level \($0) (makedumpfile -d)" }
+        text +=
+          "; " + (level ?? "the dump's level is not recorded in it")
+          + "; levels 0, 1, 16 and 17 keep the memory of all guests, 23 that of guests without"
+          + " shared memory"
+      }
+      return Finding(.warning, "memory.\(reason.rawValue)", text)
+    }
+  }
+
+  /// Registers that the vmcore has room for; the others are extra.
+  private static func unknownRegisters(_ guest: Guest) -> [Finding] {
+    guest.processors.compactMap { processor in
+      guard !processor.registers.isComplete else { return nil }
+      return Finding(
+        .warning, "registers.unknown",
+        "vCPU \(processor.index): not known: "
+          + processor.registers.unknown.joined(separator: ", "))
+    }
+  }
+
+  private static func kernelFindings(
+    _ kernels: GuestKernels, _ survey: MemorySurvey
+  ) -> [Finding] {
+    if kernels.kernels.isEmpty {
+      return [
+        Finding(
+          .note, "kernel.none",
+          "no Linux kernel's VMCOREINFO was found in the guest's memory"
+            + (kernels.staleCopies > 0 ? " (\(kernels.staleCopies) stale copies)" : "")
+            + (survey.missingPages > 0 ? "; it may be in a page that is missing" : ""))
+      ]
+    }
+    guard kernels.kernels.count > 1 else { return [] }
+    let releases = kernels.kernels.map { $0.vmcoreinfo.release }.joined(separator: ", ")
+    return [
+      Finding(
+        .note, "kernel.several",
+        "the guest has several kernels in memory (it may be in its kdump kernel): \(releases);"
+          + " the first is taken")
+    ]
+  }
+}
+
+/// A number of bytes as people say it.
+func size(_ bytes: UInt64) -> String {
+  let units = ["B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB"]
+  var unit = 0
+  var scaled = bytes
+  var rest: UInt64 = 0
+  while scaled >= 1024, unit < units.count - 1 {
+    rest = scaled % 1024
+    scaled /= 1024
+    unit += 1
+  }
+  let tenths = scaled < 100 && rest > 0 ? ".\(rest * 10 / 1024)" : ""
+  return "\(scaled)\(tenths) \(units[unit])"
+}

@@ -1,0 +1,129 @@
+import DumpFiles
+import Guest
+import KVMHost
+import LinuxKernel
+import Memory
+import SystemPackage
+import X86
+
+/// A host's dump, opened as far as its guests.
+struct HostAnalysis {
+  let dump: DumpFile
+  let kernel: LinuxKernel
+  let guests: [Guest]
+  let failures: [KVMError]
+
+  /// - Parameters:
+  ///   - selection: names, UUIDs or pids; all guests if empty.
+  ///   - record: told of every page that finding the guests needed.
+  init(
+    _ path: String, selecting selection: [String], threads: Int,
+    recorder: FrameRecorder? = nil
+  ) throws {
+    let dump: DumpFile
+    do throws(DumpFileError) {
+      dump = try DumpFile.open(FilePath(path))
+    } catch {
+      throw Failure(error)
+    }
+    let source: any FrameSource = recorder.map { RecordingSource(dump, $0) } ?? dump
+    let kernel = try Self.kernel(of: dump, source, threads: threads)
+    let processors = HostProcessors(
+      notes: dump.notes.map { ($0.name, $0.type, $0.description) })
+    let found: (guests: [Guest], failures: [KVMError])
+    do throws(KVMError) {
+      found = try KVMHost(kernel, in: source, processors: processors).guests()
+    } catch {
+      throw Failure(error, status: error.meansNoGuest ? .noGuest : .failure)
+    }
+    guests = try Self.select(selection, from: found.guests)
+    if guests.isEmpty, let failure = found.failures.first { throw Failure(failure) }
+    failures = found.failures
+    self.dump = dump
+    self.kernel = kernel
+  }
+
+  /// The kernel that the dump's VMCOREINFO describes; if there is none or it is not to be trusted,
+  /// the one whose note is in memory.
+  private static func kernel(
+    of dump: DumpFile, _ source: any FrameSource, threads: Int
+  ) throws -> LinuxKernel {
+    var failure = KernelError.noVmcoreinfo
+    if let vmcoreinfo = dump.vmcoreinfo.flatMap(Vmcoreinfo.init(text:)) {
+      do throws(KernelError) {
+        return try LinuxKernel(vmcoreinfo, in: source)
+      } catch {
+        guard case .pageTablesUnverified = error else { throw Failure(error) }
+        failure = error
+      }
+    }
+    let search = VmcoreinfoSearch(MemoryMap(wholeOf: dump), dump, threads: threads)
+    for candidate in search.candidates()
+    where (try? VirtualMemory(ofKernel: candidate.vmcoreinfo, in: source)) != nil {
+      do throws(KernelError) {
+        return try LinuxKernel(candidate.vmcoreinfo, in: source)
+      } catch {
+        throw Failure(error)
+      }
+    }
+    throw Failure(failure)
+  }
+
+  static func select(_ selection: [String], from guests: [Guest]) throws -> [Guest] {
+    guard !selection.isEmpty else { return guests }
+    var selected: [Guest] = []
+    for wanted in selection {
+      let matches = guests.filter {
+        $0.identity.displayName == wanted || $0.identity.uuid == wanted
+          || String($0.identity.pid) == wanted
+      }
+      guard !matches.isEmpty else {
+        throw Failure(
+          SelectionError(wanted: wanted, known: guests.map(\.identity.displayName)))
+      }
+      for guest in matches
+      where !selected.contains(where: { $0.identity == guest.identity }) {
+        selected.append(guest)
+      }
+    }
+    return selected
+  }
+}
+
+extension KVMError {
+  /// True if the dump is sound and simply has no guest.
+  fileprivate var meansNoGuest: Bool {
+    switch self {
+    case .noKVM, .noGuests: true
+    case .machine, .kernel: false
+    }
+  }
+}
+
+/// No guest is called that.
+struct SelectionError: Diagnosis {
+  let wanted: String
+  let known: [String]
+
+  var name: String { "guest.unknown" }
+  var problem: String { "no guest is called \(wanted)" }
+  var advice: String? { "guests in this dump: \(known.joined(separator: ", "))" }
+}
+
+/// A guest with what was found out of its memory.
+struct GuestAnalysis {
+  var guest: Guest
+  let kernels: GuestKernels
+  let survey: MemorySurvey
+
+  init(_ guest: Guest, in dump: DumpFile, threads: Int) {
+    survey = MemorySurvey(of: guest.memory)
+    kernels = GuestKernels(of: guest, in: dump, threads: threads)
+    self.guest = guest
+    self.guest.findings += Self.findings(guest, survey, kernels, dump)
+  }
+
+  var report: GuestReport { GuestReport(guest, kernels: kernels, survey: survey) }
+
+  var hasWarnings: Bool { guest.findings.contains { $0.severity == .warning } }
+}

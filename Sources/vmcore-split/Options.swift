@@ -1,0 +1,39 @@
+import ArgumentParser
+import Guest
+import Memory
+
+/// What all commands that read a dump take.
+struct CommonOptions: ParsableArguments {
+  @Argument(
+    help: ArgumentHelp("The dump of the host: ELF or kdump-compressed.", valueName: "dump"),
+    completion: .file())
+  var dump: String
+
+  @Option(
+    name: .long,
+    help: ArgumentHelp(
+      "Only this guest: its name, UUID, or the VMM's pid. May be given several times.",
+      valueName: "name"))
+  var guest: [String] = []
+
+  @Option(name: .long, help: ArgumentHelp("Threads to work with (default: one per processor).", valueName: "n"))
+  var threads: Int = availableProcessors
+
+  @Flag(name: .shortAndLong, help: "Say only what went wrong.")
+  var quiet = false
+
+  @Flag(name: .long, help: "Show no progress.")
+  var noProgress = false
+
+  func validate() throws {
+    guard (1...1024).contains(threads) else {
+      throw ValidationError("--threads takes a number from 1 to 1024")
+    }
+  }
+}
+
+/// `--json`, for the commands that report.
+struct ReportOptions: ParsableArguments {
+  @Flag(name: .long, help: "Report in JSON (schema: vmcore-split(1)).")
+  var json = false
+}

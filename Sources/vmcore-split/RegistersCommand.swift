@@ -1,0 +1,65 @@
+import ArgumentParser
+import Guest
+import Memory
+import X86
+
+struct Registers: ParsableCommand {
+  static let configuration = CommandConfiguration(
+    abstract: "Show the registers of the guests' vCPUs, each with its source.")
+
+  @OptionGroup var common: CommonOptions
+  @OptionGroup var report: ReportOptions
+
+  func run() throws {
+    let host = try HostAnalysis(common.dump, selecting: common.guest, threads: common.threads)
+    let guests = host.guests.map { GuestAnalysis($0, in: host.dump, threads: common.threads) }
+    if report.json {
+      try printJSON(HostReport(host, guests))
+    } else {
+      for guest in guests { show(guest.report) }
+    }
+    for failure in host.failures { Console.error(failure) }
+    if !host.failures.isEmpty
+      || guests.contains(where: { !$0.guest.processors.allSatisfy(\.registers.isComplete) })
+    {
+      throw ExitStatus.findings
+    }
+  }
+
+  private func show(_ guest: GuestReport) {
+    for processor in guest.processors {
+      print(
+        printable(
+          "\(guest.name) vCPU \(processor.index): \(processor.state)"
+            + (processor.location.map { ", at \($0)" } ?? "")))
+      var table = TextTable([])
+      for name in Self.order {
+        guard let register = processor.registers[name] else { continue }
+        table.add(["  " + name, register.text, register.origin])
+      }
+      print(table.text, terminator: "")
+    }
+    for finding in guest.findings where finding.name.hasPrefix("vcpu.") {
+      print(printable("\(guest.name): \(finding.text)"))
+    }
+  }
+
+  private static let order =
+    Register.allCases.map(\.rawValue) + SegmentRegister.allCases.map(\.rawValue)
+    + TableRegister.allCases.map(\.rawValue)
+}
+
+extension GuestReport.RegisterReport {
+  fileprivate var text: String {
+    if let value { return value }
+    if unknown != nil { return "unknown" }
+    return [selector, base.map { "base \($0)" }, limit.map { "limit \($0)" },
+      attributes.map { "attributes \($0)" }]
+      .compactMap { $0 }.joined(separator: " ")
+  }
+
+  fileprivate var origin: String {
+    if let unknown { return unknown }
+    return [source, location].compactMap { $0 }.joined(separator: " ")
+  }
+}
