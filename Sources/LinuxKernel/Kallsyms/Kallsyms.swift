@@ -8,8 +8,8 @@ import X86
 /// names must agree with the kernel's own index of them, and symbols must lie where VMCOREINFO
 /// says.
 public struct Kallsyms: Sendable {
-  let names: SymbolNames
-  let addresses: SymbolAddresses
+  private let names: SymbolNames
+  private let addresses: SymbolAddresses
 
   /// A kernel has 100,000 to 200,000 symbols, one with everything built in less than a million.
   static let maximumCount = 8_000_000
