@@ -8,7 +8,7 @@ packages=(
 	kexec-tools makedumpfile         # the kdump scenario; Debian's own makedumpfile for one of the forms
 	gcc libc6-dev                    # the guests' workload
 	flex bison bc libelf-dev libssl-dev make xz-utils   # the sample's small guest kernel
-	binutils                         # objcopy, ldd's helpers
+	libsnappy1v5                     # the snappy form of the dumps
 	python3 python3-venv             # the test; drgn and Volatility 3 come into a venv (see tools.sh)
 	time                             # peak memory of vmcore-split, measured from outside
 	ca-certificates debian-archive-keyring

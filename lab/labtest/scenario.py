@@ -1,0 +1,108 @@
+"""A scenario's results as lab/svm/build.sh leaves them: the host's dumps, the guests, and what is true of them."""
+import bisect
+import json
+import os
+import re
+import subprocess
+
+from . import registers
+from .elfcore import ElfCore, PAGE
+from .hostdump import open_held
+from .witness_elf import write_witness_elf
+
+DUMPS = re.compile(r"(vmcore|host\.(sparse\.)?elf|host\.kdump-zlib(\.rearranged)?|(host|vmcore)\..*\.d\d+(\.1)?)$")
+# Inputs of readers that are still to come: made, listed, not read.
+LATER = re.compile(r"\.flat-|\.split-|kdump-zlib$")
+
+
+class Guest:
+    """A guest and the truth about it.
+
+    `truth` is the dump by the guest's own VMM.  Where there is none (the guest was running when the host was
+    dumped or panicked) it is a file of the same form made by the witness.
+    """
+
+    def __init__(self, scenario, name, pid, release, witness):
+        self.name, self.pid, self.release = name, pid, release
+        self.vmlinux = scenario.vmlinux(release)
+        self.runs = sorted(witness["runs"])
+        self.starts = [run[0] for run in self.runs]
+        path = scenario.file(f"{name}.truth.elf")
+        self.has_own_truth = os.path.exists(path)
+        if not self.has_own_truth:
+            path = os.path.join(scenario.work, f"{name}.witness.elf")
+            write_witness_elf(path, ElfCore(scenario.base), witness)
+        self.truth_path = path
+        self.truth = ElfCore(path)
+        self.registers = registers.of_vcpus(self.truth) if self.has_own_truth else witness["vcpus"]
+
+    def pages_held(self, held):
+        """How many pages of the guest a dump file has."""
+        return sum(held.holds(host + index * PAGE) for _, count, kind, host in self.runs if kind == "page"
+                   for index in range(count))
+
+    def held_by(self, held):
+        """The function that says whether a dump file has the page of a guest address.
+
+        An untouched page has no host page: it is zero, and counts as held, so that anything else in the truth
+        shows as a difference.
+        """
+        def function(address):
+            index = bisect.bisect_right(self.starts, address) - 1
+            if index < 0:
+                return True
+            start, count, kind, host = self.runs[index]
+            if address >= start + count * PAGE:
+                return True
+            if kind == "page":
+                return held.holds(host + address - start)
+            return kind not in ("swap", "lost")
+        return function
+
+
+class Scenario:
+    def __init__(self, out, name, tools):
+        self.out, self.name, self.tools = out, name, tools
+        self.folder = os.path.join(out, "dumps", name)
+        self.work = os.path.join(out, "test", name)
+        self.base = self.file("vmcore") if os.path.exists(self.file("vmcore")) else self.file("host.elf")
+        os.makedirs(self.work, exist_ok=True)
+
+    def file(self, name):
+        return os.path.join(self.folder, name)
+
+    def text(self, name):
+        with open(self.file(name), errors="replace") as file:
+            return file.read()
+
+    def vmlinux(self, release):
+        return os.path.join(self.out, "img/debug/boot", f"vmlinux-{release}")
+
+    def forms(self):
+        """(file name, whether it is for later) of every form of the host's dump"""
+        names = sorted(name for name in os.listdir(self.folder) if DUMPS.match(name))
+        return [(name, bool(LATER.search(name))) for name in names]
+
+    def host_pages(self):
+        return open_held(self.base).pages
+
+    def witness(self):
+        """What witness.py says of the unfiltered dump; asked once, kept beside the dump."""
+        result = os.path.join(self.work, "witness.json")
+        if not os.path.exists(result) or os.path.getmtime(result) < os.path.getmtime(self.base):
+            release = self.text("host.info").split()[2]
+            here = os.path.dirname(os.path.abspath(__file__))
+            subprocess.run([f"{self.tools}/venv/bin/python", "-m", "labtest.witness", self.base, self.vmlinux(release),
+                            os.path.join(self.out, "img/debug/lib/modules", release),
+                            self.file("host.registers.txt"), result],
+                           env=os.environ | {"PYTHONPATH": os.path.dirname(here)}, check=True)
+        with open(result) as file:
+            return json.load(file)
+
+    def guests(self):
+        witness = self.witness()
+        result = []
+        for name, pid in re.findall(r"HOST:guest (\w+) started pid (\d+)", self.text("console")):
+            release = re.search(rf"^GUEST:{name} (\S+) up", self.text(f"{name}.console"), flags=re.M).group(1)
+            result.append(Guest(self, name, pid, release, witness[pid]))
+        return result

@@ -1,0 +1,60 @@
+#!/bin/bash
+# build.sh OUT [step...] - real host dumps with real kvm_amd guests inside, made entirely under TCG (no
+# hardware virtualisation).  Without steps: all scenarios.
+#
+#   KERNEL=6.12  the hosts' kernel series (default: what linux-image-amd64 depends on)
+#   CACHE=DIR    keeps the .deb files (default OUT/deb)
+#   FORCE=1      does the named steps again; a step that was done before is otherwise left alone
+#
+# Scenarios (each a step; OUT/dumps/SCENARIO holds its results):
+#   one     1 guest, 1 vCPU, stopped
+#   two     2 guests, stopped: g1 with 2 vCPUs and anonymous RAM; g2 with 1 vCPU, memfd RAM, another kernel
+#   huge    as two, with transparent huge pages under g1 and hugetlb pages under g2
+#   run     as two, guests left running while the host is dumped from outside (no truth)
+#   kdump   as two, g1 stopped, g2 running; the host really panics and its crash kernel saves /proc/vmcore
+#   swap    as one with 2 vCPUs; the host has swapped out a part of the guest's RAM
+#   la57    as swap without the swapping; 5-level page tables in host and guest
+#   sample  a small host with one small guest, for the shipped sample
+# Other steps, which scenarios call as they need them: deps tools fetch images smallkernel
+set -euo pipefail
+here=$(cd "$(dirname "$0")" && pwd)
+OUT=$(mkdir -p "$1" && cd "$1" && pwd); shift
+CACHE=$(mkdir -p "${CACHE:-$OUT/deb}" && cd "${CACHE:-$OUT/deb}" && pwd)
+KERNEL=${KERNEL:-}
+FORCE=${FORCE:-}
+scenarios="one two huge run kdump swap la57 sample"
+mkdir -p "$OUT"/{done,img,share/out,run,dumps}
+export PATH=$PATH:/sbin:/usr/sbin
+
+say() { echo "[$(date +%T)] $*"; }
+
+# need STEP : does STEP unless it was done before
+need() {
+	[ -e "$OUT/done/$1" ] && return
+	say "$1"
+	"step_$1"
+	touch "$OUT/done/$1"
+}
+
+step_deps()  { "$here/../deps.sh"; }
+step_tools() { "$here/../tools.sh" "$OUT/tools"; }
+
+. "$here/packages.sh"
+. "$here/images.sh"
+. "$here/smallkernel.sh"
+. "$here/forms.sh"
+. "$here/scenarios.sh"
+
+main() {
+	local step
+	for step in "$@"; do
+		declare -F "step_$step" >/dev/null || { echo "$0: no step '$step'" >&2; exit 2; }
+	done
+	for step in "$@"; do
+		[ -n "$FORCE" ] && rm -f "$OUT/done/$step"
+		need "$step"
+	done
+	say "done: $*"
+}
+
+main ${*:-$scenarios}; exit   # on one line: this file may be edited while it runs

@@ -1,0 +1,183 @@
+# run.sh - what the lab host does (PID 1's script, from the 9p share).
+# Kernel command line: scn=SCENARIO  g1smp=N  cores=1 (the VMMs' own core dumps too)  guestcpu=MODEL
+# Talks to the outside by lines "HOST:..." on the console and by the file /share/go.SCENARIO.
+
+commands=0
+cores=
+g1smp=2
+guestcpu=host
+for word in $(cat /proc/cmdline); do
+	case $word in scn=*|g1smp=*|cores=*|guestcpu=*) eval "$word";; esac
+done
+out=/share/out/$scn
+mkdir -p $out
+export LD_LIBRARY_PATH=/tools/lib PATH=$PATH:/tools
+
+say() { echo "HOST:$* (up $(cut -d' ' -f1 /proc/uptime))"; }
+fail() { say "FAIL $*"; dmesg | tail -20; sleep 99999; }
+pid_of() { eval echo "\$pid_$1"; }
+
+describe_host() {
+	uname -a; cat /proc/cmdline; grep -E 'Kernel|RAM' /proc/iomem; sed -n 1,28p /proc/cpuinfo
+	for module in kvm kvm_amd; do
+		for file in /sys/module/$module/parameters/*; do echo "$file=$(cat $file 2>/dev/null)"; done
+	done
+	ls -l /sys/kernel/btf; echo "vmcoreinfo $(cat /sys/kernel/vmcoreinfo)"
+	cat /sys/kernel/mm/transparent_hugepage/enabled /proc/modules
+	grep -wE '_stext|init_task|init_top_pgt|vm_list|modules' /proc/kallsyms
+}
+
+# guest NAME MIB VCPUS KERNEL SPIN qemu-argument... : starts a guest; KERNEL names its kernel and initramfs
+guest() {
+	name=$1 mib=$2 vcpus=$3 kernel=$4 spin=$5
+	shift 5
+	mkfifo /tmp/$name.mon.in /tmp/$name.mon.out
+	cat /tmp/$name.mon.out > /tmp/$name.mon.log &
+	: > $out/$name.console
+	set -- /tools/qemu-system-x86_64 -L /tools/firmware -name $name -accel kvm -m $mib -smp $vcpus \
+		-nodefaults -no-user-config -display none -vga none -no-reboot -cpu $guestcpu \
+		-chardev pipe,id=mon,path=/tmp/$name.mon -mon chardev=mon,mode=readline \
+		-serial file:$out/$name.console -device vmcoreinfo \
+		-kernel /share/vmlinuz-$kernel -initrd /share/guest-$kernel.cpio.gz \
+		-append "console=ttyS0 quiet mitigations=off tsc=reliable no_timer_check random.trust_cpu=on panic=0 tag=$name spin=$spin $append" "$@"
+	echo "$@" > $out/$name.cmdline
+	"$@" > $out/$name.qemu.log 2>&1 &
+	eval "pid_$name=$!"
+	say "guest $name started pid $!"
+}
+
+ready() {
+	for name; do
+		until grep -q GUEST:READY $out/$name.console; do
+			sleep 1
+			[ -d /proc/$(pid_of $name) ] || { cat $out/$name.qemu.log; fail "guest $name died"; }
+		done
+		say "guest $name ready"
+	done
+}
+
+# monitor NAME COMMAND... : one command of the guest's monitor; returns when it was carried out
+monitor() {
+	name=$1
+	shift
+	commands=$((commands + 1))
+	mark=$((700000 + commands))
+	echo "$*" > /tmp/$name.mon.in
+	echo "print $mark" > /tmp/$name.mon.in
+	until grep -q "^0x$(printf %x $mark)" /tmp/$name.mon.log; do usleep 200000; done
+}
+
+# freeze NAME... : stops guests and reads their registers; this leaves their memory as it is
+freeze() {
+	for guest; do
+		monitor $guest stop
+		for command in "info registers -a" "info cpus" "info mtree -f" "info ramblock"; do
+			monitor $guest $command
+		done
+		pid=$(pid_of $guest)
+		for file in maps smaps status; do cat /proc/$pid/$file > $out/$guest.$file; done
+		ls -l /proc/$pid/fd > $out/$guest.fds
+		say "guest $guest stopped"
+	done
+}
+
+# truth NAME : the guest's dump by its own VMM.  Reading every page populates the VMM's page tables (with zero
+# pages), so where the host is dumped from outside it is taken after that; the guest is stopped all the while.
+# The VMM writes page by page, which the 9p share is slow at; dd makes large writes of them.
+truth() {
+	mkfifo /tmp/$1.truth
+	dd ibs=64k obs=256k < /tmp/$1.truth > $out/$1.truth.elf 2>/dev/null &
+	writer=$!
+	monitor $1 dump-guest-memory /tmp/$1.truth
+	wait $writer
+	monitor $1 info registers -a
+	cp /tmp/$1.mon.log $out/$1.monitor.log
+	say "guest $1 truth written"
+}
+
+# core NAME : the VMM's own core, by the host kernel's core dumper
+core() {
+	pid=$(pid_of $1)
+	kill -ABRT $pid
+	wait $pid
+	mv $out/core.$pid $out/$1.core
+	say "guest $1 core $(stat -c %s $out/$1.core)"
+}
+
+# dumped_from_outside NAME... : the outer hypervisor dumps the stopped host; then the truth is written
+dumped_from_outside() {
+	sync
+	say "READY $scn"
+	until [ -e /share/go.$scn ]; do sleep 1; done
+	for stopped; do truth $stopped; done
+	for stopped in ${cores:+"$@"}; do core $stopped; done
+	sync
+	say "TRUTH $scn"
+}
+
+g1() { guest g1 128 $g1smp host 5a:0:4096 -M q35; }
+# g2 EXTRA : RAM in a memfd; EXTRA are further properties of it
+g2() {
+	guest g2 96 1 cloud 3c:0:2048 -M pc,memory-backend=m0 \
+		-object memory-backend-memfd,id=m0,size=96M,share=on$1
+}
+
+huge_pages() {
+	echo always > /sys/kernel/mm/transparent_hugepage/enabled
+	echo 1 > /proc/sys/vm/compact_memory
+	echo 48 > /proc/sys/vm/nr_hugepages
+	cat /proc/sys/vm/nr_hugepages
+}
+
+swap_on() {
+	modprobe virtio_blk
+	mkswap /dev/vda
+	swapon /dev/vda
+	mkdir /tmp/cgroup
+	mount -t cgroup2 cgroup /tmp/cgroup
+	echo +memory > /tmp/cgroup/cgroup.subtree_control
+	mkdir /tmp/cgroup/guests
+	echo 1 > /tmp/cgroup/guests/cgroup.procs
+}
+
+panic_with_kdump() {
+	kexec -p /share/vmlinuz-host --initrd=/share/kdump.cpio.gz \
+		--command-line="console=ttyS0 quiet mitigations=off tsc=reliable nr_cpus=1 reset_devices irqpoll"
+	say "kexec -p rc $? loaded $(cat /sys/kernel/kexec_crash_loaded)"
+	sync
+	sleep 2
+	echo 1 > /proc/sys/kernel/sysrq
+	echo c > /proc/sysrq-trigger
+}
+
+modprobe kvm_amd
+[ -c /dev/kvm ] || fail "no /dev/kvm"
+describe_host > $out/host.info 2>&1
+ulimit -c unlimited
+echo "$out/core.%p" > /proc/sys/kernel/core_pattern
+append=
+case $scn in
+one|la57)
+	g1; ready g1; freeze g1; dumped_from_outside g1;;
+two)
+	g1; g2; ready g1 g2; freeze g1 g2; dumped_from_outside g1 g2;;
+huge)
+	huge_pages
+	g1; g2 ,hugetlb=on,hugetlbsize=2M; ready g1 g2; freeze g1 g2; dumped_from_outside g1 g2;;
+swap)
+	swap_on
+	g1; ready g1; freeze g1
+	echo 40M > /tmp/cgroup/guests/memory.reclaim
+	cat /proc/swaps
+	dumped_from_outside g1;;
+run)
+	g1; g2; ready g1 g2; dumped_from_outside;;
+kdump)
+	g1; g2; ready g1 g2; freeze g1; truth g1; panic_with_kdump;;
+sample)
+	append="init_on_free=1 random=0"
+	guest sample 64 2 sample 77:0:64 -M q35; ready sample; freeze sample; dumped_from_outside sample;;
+*)
+	fail "no scenario $scn";;
+esac
+while :; do sleep 600; done

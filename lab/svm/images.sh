@@ -1,0 +1,87 @@
+# images.sh - initramfs images: the host's, the guests' and the crash kernel's.
+
+root=$OUT/img/root
+busybox=$root/bin/busybox
+
+# pack DIR FILE : DIR as a compressed cpio archive
+pack() { (cd "$1" && find . | LC_ALL=C sort | "$busybox" cpio -o -H newc 2>/dev/null | gzip -1 > "$2"); }
+
+# skeleton DIR INIT : an initramfs with busybox and INIT as /init
+skeleton() {
+	rm -rf "$1"; mkdir -p "$1"/{bin,sbin,lib64,lib}
+	cp "$busybox" "$1/bin/"
+	install -m 755 "$2" "$1/init"
+}
+
+# modules DIR RELEASE NAME... : kernel modules, with those they depend on
+modules() {
+	local dir=$1 release=$2 name file to
+	shift 2
+	mkdir -p "$dir/lib/modules/$release"
+	for name; do
+		"$root/bin/modprobe" -d "$root" -S "$release" --show-depends "$name"
+	done | awk '/^insmod/ { print $2 }' | sort -u | while read -r file; do
+		to=$dir/lib/modules/$release/${file#*/lib/modules/"$release"/}
+		install -D -m 644 "$file" "$to"
+	done
+	cp "$root/lib/modules/$release"/modules.{builtin*,order} "$dir/lib/modules/$release/"
+	"$root/bin/depmod" -b "$dir" "$release"
+}
+
+# programs DIR FILE... : programs with their libraries, started through /lib64's dynamic linker
+programs() {
+	local dir=$1
+	shift
+	mkdir -p "$dir"/tools/lib
+	cp "$@" "$dir/tools/"
+	ldd "$@" | awk '$3 ~ /^\// { print $3 }' | sort -u | xargs -I{} cp -L {} "$dir/tools/lib/"
+	cp -L /lib64/ld-linux-x86-64.so.2 "$dir/lib64/"
+}
+
+guest_image() { # guest_image NAME RELEASE
+	local dir=$OUT/img/guest-$1
+	skeleton "$dir" "$here/guest/init"
+	cp "$OUT/img/spin" "$dir/"
+	cp "$root/lib/modules/$2/kernel/drivers/firmware/qemu_fw_cfg.ko" "$dir/"
+	pack "$dir" "$OUT/share/guest-$1.cpio.gz"
+	cp "$root/boot/vmlinuz-$2" "$OUT/share/vmlinuz-$1"
+}
+
+host_image() { # host_image RELEASE
+	local dir=$OUT/img/host
+	skeleton "$dir" "$here/host/init"
+	modules "$dir" "$1" kvm_amd virtio_pci virtio_blk 9pnet_virtio 9p qemu_fw_cfg
+	programs "$dir" "$(command -v qemu-system-x86_64)" "$(command -v kexec)"
+	mkdir "$dir/tools/firmware"
+	cp -L /usr/share/seabios/bios-256k.bin /usr/share/qemu/{kvmvapic,linuxboot_dma}.bin "$dir/tools/firmware/"
+	pack "$dir" "$OUT/img/host.cpio.gz"
+	cp "$root/boot/vmlinuz-$1" "$OUT/img/vmlinuz"
+}
+
+# The crash kernel has makedumpfile of Debian 13, with its libraries: Debian 12's does not know 6.12's page flags.
+kdump_image() { # kdump_image RELEASE
+	local dir=$OUT/img/kdump libs=$OUT/tools/root/usr/lib/x86_64-linux-gnu lib
+	skeleton "$dir" "$here/kdump/init"
+	modules "$dir" "$1" virtio_pci 9pnet_virtio 9p
+	mkdir -p "$dir/tools/lib"
+	cp "$OUT/tools/root/usr/bin/makedumpfile" "$dir/tools/"
+	for lib in $("$libs/ld-linux-x86-64.so.2" --library-path "$libs" --list "$dir/tools/makedumpfile" |
+		awk '$3 ~ /^\// { print $3 }'); do
+		cp -L "$lib" "$dir/tools/lib/"
+	done
+	cp -L "$libs/ld-linux-x86-64.so.2" "$dir/lib64/"
+	pack "$dir" "$OUT/share/kdump.cpio.gz"
+}
+
+step_images() {
+	need fetch
+	need tools
+	local release
+	release=$(cat "$OUT/kernel")
+	gcc -O2 -static -nostdlib -fno-stack-protector -fcf-protection=none -fno-builtin -Wall \
+		-o "$OUT/img/spin" "$here/guest/spin.c"
+	guest_image host "$release"
+	guest_image cloud "$(cloud_release "$release")"
+	host_image "$release"
+	kdump_image "$release"
+}

@@ -1,0 +1,104 @@
+#!/usr/bin/env python3
+"""outer.py - starts the outer QEMU, waits for lines on its console, and drives it over QMP.
+
+outer.py run  DIR MARKER TIMEOUT -- qemu-argument...   starts it, detached, and waits for MARKER
+outer.py wait DIR MARKER TIMEOUT                       waits for MARKER on the console
+outer.py qmp  DIR COMMAND                              one QMP command
+outer.py hmp  DIR 'info registers -a'                  one monitor command
+outer.py dump DIR FILE FORMAT                          stops the machine and dumps it (elf, kdump-zlib)
+outer.py quit DIR
+"""
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+
+SHOWN = ("HOST:", "GUEST:", "KDUMP:")
+
+
+class Qmp:
+    def __init__(self, folder):
+        self.socket = socket.socket(socket.AF_UNIX)
+        self.socket.connect(folder + "/qmp")
+        self.file = self.socket.makefile("rw")
+        json.loads(self.file.readline())
+        self("qmp_capabilities")
+
+    def __call__(self, command, **arguments):
+        self.file.write(json.dumps({"execute": command, "arguments": arguments}) + "\n")
+        self.file.flush()
+        while True:     # events come in between
+            answer = json.loads(self.file.readline())
+            if "return" in answer:
+                return answer["return"]
+            if "error" in answer:
+                raise SystemExit(f"{command}: {answer['error']['desc']}")
+
+
+def wait(folder, marker, timeout, process=None):
+    """Shows the console's lines for us up to the one with the marker; 1 if it does not come."""
+    start, seen = time.time(), 0
+    while time.time() - start < timeout:
+        with open(folder + "/console", errors="replace") as file:
+            lines = file.read().splitlines(keepends=True)
+        for line in lines[seen:]:
+            if not line.endswith("\n"):
+                break
+            seen += 1
+            if line.startswith(SHOWN):
+                print(f"{time.time() - start:7.1f}s {line.strip()}", flush=True)
+                if marker in line:
+                    return 0
+                if "FAIL" in line:
+                    return 1
+        if process and process.poll() is not None:
+            with open(folder + "/qemu.log") as file:
+                print("qemu ended with", process.returncode, file.read())
+            return 1
+        time.sleep(0.3)
+    print(f"no {marker} within {timeout:.0f} s")
+    return 1
+
+
+def run(folder, marker, timeout, command):
+    os.makedirs(folder, exist_ok=True)
+    with open(folder + "/console", "w"):
+        pass
+    command += ["-serial", f"file:{folder}/console", "-qmp", f"unix:{folder}/qmp,server=on,wait=off"]
+    with open(folder + "/qemu.cmdline", "w") as file:
+        file.write(" ".join(f"'{word}'" if " " in word or "," in word else word for word in command) + "\n")
+    with open(folder + "/qemu.log", "w") as log:
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
+                                   start_new_session=True)
+    return wait(folder, marker, timeout, process)
+
+
+def dump(folder, path, form):
+    qmp = Qmp(folder)
+    qmp("stop")
+    start = time.time()
+    arguments = {} if form == "elf" else {"format": form}
+    qmp("dump-guest-memory", paging=False, protocol="file:" + os.path.abspath(path), **arguments)
+    print(f"{time.time() - start:7.1f}s {form} {os.path.getsize(path)} {path}")
+
+
+def main(verb, folder, *rest):
+    if verb == "run":
+        return run(folder, rest[0], float(rest[1]), list(rest[rest.index("--") + 1:]))
+    if verb == "wait":
+        return wait(folder, rest[0], float(rest[1]))
+    if verb == "dump":
+        dump(folder, *rest)
+    elif verb == "hmp":
+        print(Qmp(folder)("human-monitor-command", **{"command-line": rest[0]}), end="")
+    elif verb == "qmp":
+        print(json.dumps(Qmp(folder)(rest[0]), indent=1))
+    elif verb == "quit":
+        Qmp(folder)("quit")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))
