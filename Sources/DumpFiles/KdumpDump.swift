@@ -257,7 +257,9 @@ private struct SubHeader {
 
   /// The text that offset_vmcoreinfo names; nil where it names none, or none that lies in the file.
   func vmcoreinfo(_ file: InputFile) throws(DumpFileError) -> [UInt8]? {
-    guard vmcoreinfo.size > 0, vmcoreinfo.size <= NoteReader.descriptionLimit else { return nil }
+    guard vmcoreinfo.offset > 0, vmcoreinfo.size > 0,
+      vmcoreinfo.size <= NoteReader.descriptionLimit
+    else { return nil }
     let text = try file.bytes(at: vmcoreinfo.offset, count: Int(vmcoreinfo.size))
     return UInt64(text.count) == vmcoreinfo.size ? text.withoutTrailingZeros : nil
   }

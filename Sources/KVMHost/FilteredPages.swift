@@ -11,15 +11,18 @@ import X86
 /// frame tells its kind: a page of a kind that was not filtered can only have been left out
 /// because it was zero.
 struct FilteredPages: Sendable {
-  let kernel: LinuxKernel
-  let source: any FrameSource
+  /// The host's physical memory, where its page tables are.
+  let memory: any PhysicalMemory
+  let swap: SwapEntries
+  private let source: any FrameSource
   private let frames: PageFrames?
   private let zeroFrame: PageFrameNumber?
   private let level: DeducedLevel
 
   init(on host: KVMHost) {
-    kernel = host.kernel
+    memory = host.kernel.memory.physical
     source = host.source
+    swap = SwapEntries(of: host.kernel, in: host.source)
     frames = try? PageFrames(host.kernel)
     zeroFrame = host.kernel.symbols.address(of: "empty_zero_page")
       .flatMap { try? host.kernel.memory.translate($0) }?.frame

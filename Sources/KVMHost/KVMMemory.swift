@@ -30,7 +30,7 @@ struct KVMMemory: MemoryBacking {
           content: .missing(.encrypted)))
       return builder.runs
     }
-    var process = ProcessMemory(tables, of: filter.kernel, in: filter.source)
+    var process = ProcessMemory(tables, in: filter.memory, swap: filter.swap)
     var offset = start.distance(from: slot.start)
     while offset < last {
       let address = slot.userspaceAddress + offset

@@ -16,38 +16,24 @@ public enum ProcessPage: Hashable, Sendable {
   case tableAbsent(Absence)
 }
 
-/// Walks a process's memory.
-public struct ProcessMemory: Sendable {
-  private var walker: PageTableWalker
+/// Tells what the entries of a kernel's processes mean that map no page.
+public struct SwapEntries: Sendable {
   /// `nr_swapfiles`: swap types below it are devices, types above mean something else.
-  private let swapDevices: UInt64
+  private let devices: UInt64
   private let source: any FrameSource
 
-  public init(_ tables: PageTables, of kernel: LinuxKernel, in source: any FrameSource) {
-    walker = PageTableWalker(tables, in: kernel.memory.physical)
-    self.source = source
+  public init(of kernel: LinuxKernel, in source: any FrameSource) {
     let count = kernel.symbols.address(of: "nr_swapfiles").flatMap { address in
       try? kernel.memory.load(address, as: UInt32.self)
     }
-    swapDevices = count.map(UInt64.init) ?? 32
-  }
-
-  /// What is at `address`, and for how many bytes from there on the same entry answers. A run of
-  /// frames counts up with the address.
-  public mutating func lookUp(_ address: VirtualAddress) -> (page: ProcessPage, bytes: UInt64) {
-    let (mapping, span) = walker.lookUp(address)
-    let bytes = span - address.rawValue % span
-    switch mapping {
-    case .page(let physical, _): return (.frame(physical.frame), bytes)
-    case .notPresent(0): return (.unmapped, bytes)
-    case .notPresent(let entry): return (interpret(entry, at: address, span: span), bytes)
-    case .tableAbsent(_, let absence): return (.tableAbsent(absence), bytes)
-    }
+    devices = count.map(UInt64.init) ?? 32
+    self.source = source
   }
 
   /// An entry that is not present but not empty (arch/x86/include/asm/pgtable_64.h): a page made
-  /// inaccessible for a while (PROT_NONE, NUMA balancing), or a swap entry.
-  private func interpret(_ entry: UInt64, at address: VirtualAddress, span: UInt64) -> ProcessPage {
+  /// inaccessible for a while (PROT_NONE, NUMA balancing), or a swap entry. It stands for `span`
+  /// bytes around `address`.
+  func meaning(of entry: UInt64, at address: VirtualAddress, span: UInt64) -> ProcessPage {
     if entry & LinuxEntry.protectNone != 0 {
       // Since 4.19 (6b28baca9b1f) the address bits of such entries are inverted, against L1TF.
       // Which form this kernel has shows in whether the frame is one of the machine's.
@@ -60,8 +46,33 @@ public struct ProcessMemory: Sendable {
     }
     // Type in bits 59-63, inverted offset in bits 14-58 of `entry << 5` (eee4818baac0, 4.19).
     let type = entry >> 59
-    guard type < swapDevices else { return .special(entry: entry) }
+    guard type < devices else { return .special(entry: entry) }
     return .swapped(type: type, offset: (~entry << 5) >> 14)
+  }
+}
+
+/// Walks a process's memory.
+public struct ProcessMemory: Sendable {
+  private var walker: PageTableWalker
+  private let swap: SwapEntries
+
+  public init(_ tables: PageTables, in memory: any PhysicalMemory, swap: SwapEntries) {
+    walker = PageTableWalker(tables, in: memory)
+    self.swap = swap
+  }
+
+  /// What is at `address`, and for how many bytes from there on the same entry answers. A run of
+  /// frames counts up with the address.
+  public mutating func lookUp(_ address: VirtualAddress) -> (page: ProcessPage, bytes: UInt64) {
+    let (mapping, span) = walker.lookUp(address)
+    let bytes = span - address.rawValue % span
+    switch mapping {
+    case .page(let physical, _): return (.frame(physical.frame), bytes)
+    case .notPresent(0): return (.unmapped, bytes)
+    case .notPresent(let entry):
+      return (swap.meaning(of: entry, at: address, span: span), bytes)
+    case .tableAbsent(_, let absence): return (.tableAbsent(absence), bytes)
+    }
   }
 }
 
