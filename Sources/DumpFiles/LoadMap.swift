@@ -63,9 +63,9 @@ struct LoadMap: Sendable {
 
   /// See ``DumpFile/presence(from:limit:)``.
   func presence(from frame: UInt64, limit: UInt64) -> (absence: Absence?, count: UInt64) {
-    let end = frame.addingReportingOverflow(limit).overflow ? .max : frame &+ limit
     var index = index(of: frame)
-    guard index < runs.count else { return (.notInDump, end - frame) }
+    guard index < runs.count else { return (.notInDump, limit) }
+    let end = limit < .max - frame ? frame + limit : .max
     guard runs[index].first <= frame else {
       return (.notInDump, min(end, runs[index].first) - frame)
     }

@@ -134,6 +134,8 @@ public enum ZeroReason: String, Hashable, Sendable, CaseIterable {
 /// Why a page of a guest is missing.
 public enum MissingReason: String, Hashable, Sendable, CaseIterable {
   case swappedOut = "swapped-out"
+  /// In a file of the host, of which this page was not in memory.
+  case inFile = "in-file"
   /// The page was on its way between host frames, poisoned, or otherwise marked by the host.
   case specialEntry = "special-entry"
   /// Left out by the dump's filter.
@@ -160,6 +162,7 @@ public enum MissingReason: String, Hashable, Sendable, CaseIterable {
   public var explanation: String {
     switch self {
     case .swappedOut: "swapped out by the host"
+    case .inFile: "in a file of the host and not in its memory"
     case .specialEntry: "being migrated, poisoned or otherwise taken by the host"
     case .filtered: "left out by the dump's filter"
     case .notInDump: "not in the dump, though the host has them"

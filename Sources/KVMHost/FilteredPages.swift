@@ -29,16 +29,21 @@ struct FilteredPages: Sendable {
     level = DeducedLevel(source, frames)
   }
 
-  /// Adds `count` pages of a guest that the VMM's page tables describe by `page`.
+  /// Adds `count` pages of a guest that the VMM's page tables describe by `page`. `file` is what
+  /// the slot maps, if that is a file.
   func append(
     _ page: ProcessPage, at start: GuestPhysicalAddress, pages count: UInt64,
-    to builder: inout MemoryRunBuilder
+    file: FilePages?, to builder: inout MemoryRunBuilder
   ) {
     switch page {
     case .frame(let first):
       appendFrames(first, at: start, pages: count, to: &builder)
     case .unmapped:
-      builder.append(MemoryRun(start: start, pages: count, content: .zero(.neverTouched)))
+      if let file, let frames {
+        appendCached(file, frames, at: start, pages: count, to: &builder)
+      } else {
+        builder.append(MemoryRun(start: start, pages: count, content: .zero(.neverTouched)))
+      }
     case .swapped:
       builder.append(MemoryRun(start: start, pages: count, content: .missing(.swappedOut)))
     case .special:
@@ -46,6 +51,43 @@ struct FilteredPages: Sendable {
     case .tableAbsent:
       builder.append(MemoryRun(start: start, pages: count, content: .missing(.pageTableMissing)))
     }
+  }
+
+  /// Pages of a file (a memfd, as a rule) that the VMM does not map: reclaim unmaps such pages
+  /// without a trace in the page tables, and the page cache still has them or says that they are
+  /// swapped out.
+  private func appendCached(
+    _ file: FilePages, _ frames: PageFrames, at start: GuestPhysicalAddress, pages: UInt64,
+    to builder: inout MemoryRunBuilder
+  ) {
+    var done: UInt64 = 0
+    while done < pages {
+      let address = start + done << pageShift
+      let index = file.index(of: address)
+      var content = PageContent.missing(.pageTableMissing)
+      var count: UInt64 = 1
+      if let (page, last) = try? frames.cachedPage(of: file.position.mapping, at: index) {
+        switch page {
+        case .frame(let frame):
+          appendFrames(frame, at: address, pages: 1, to: &builder)
+          done += 1
+          continue
+        case .swapped: content = .missing(.swappedOut)
+        case .none:
+          content =
+            file.position.isInMemory ? .zero(.neverTouched) : .missing(.inFile)
+          count = min(last - index, pages - done - 1) + 1
+        }
+      }
+      builder.append(MemoryRun(start: address, pages: count, content: content))
+      done += count
+    }
+  }
+
+  /// The file that a frame of a slot belongs to, if any.
+  func file(of frame: PageFrameNumber, at address: GuestPhysicalAddress) -> FilePages? {
+    guard let position = try? frames?.cachePosition(of: frame) else { return nil }
+    return FilePages(position: position, address: address)
   }
 
   private func appendFrames(
@@ -82,6 +124,16 @@ struct FilteredPages: Sendable {
       level.isDisjoint(with: use.dumpLevel)
     else { return .missing(.filtered) }
     return .zero(.filteredZeroPage)
+  }
+}
+
+/// A file mapped by a slot: where one page of the guest is in it, from which all others follow.
+struct FilePages: Sendable {
+  let position: PageFrames.CachePosition
+  let address: GuestPhysicalAddress
+
+  func index(of other: GuestPhysicalAddress) -> UInt64 {
+    position.index &+ (UInt64(bitPattern: Int64(bitPattern: other.distance(from: address)) >> 12))
   }
 }
 

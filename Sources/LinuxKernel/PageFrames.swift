@@ -8,6 +8,7 @@ public struct PageFrames: Sendable {
   private let base: VirtualAddress
   private let descriptorSize: UInt64
   private let flags: Flags
+  private let shmemOperations: VirtualAddress?
 
   private struct Flags: Sendable {
     let lru: UInt64
@@ -39,6 +40,8 @@ public struct PageFrames: Sendable {
   public struct CachePosition: Sendable {
     public let mapping: KernelObject
     public let index: UInt64
+    /// True for memfd, tmpfs and shared memory: what is not in the cache nor swapped is zero.
+    public let isInMemory: Bool
   }
 
   public init(_ kernel: LinuxKernel) throws(KernelError) {
@@ -55,6 +58,7 @@ public struct PageFrames: Sendable {
     flags = Flags(
       lru: try Self.flag("PG_lru", kernel), privateData: try Self.flag("PG_private", kernel),
       head: try Self.flag("PG_head", kernel))
+    shmemOperations = kernel.symbols.address(of: "shmem_aops")
   }
 
   private static func flag(_ name: String, _ kernel: LinuxKernel) throws(KernelError) -> UInt64 {
@@ -76,35 +80,41 @@ public struct PageFrames: Sendable {
     return flags & self.flags.head != 0 ? .userData : .other
   }
 
-  /// Where in the page cache the page of a frame is, or nil if it belongs to no file.
+  /// Where in the page cache the page of a frame is, or nil if it belongs to no file, or to
+  /// hugetlbfs, which counts in other units and is never reclaimed.
   public func cachePosition(of frame: PageFrameNumber) throws(KernelError) -> CachePosition? {
+    let use = try use(of: frame)
+    guard use == .cache || use == .privateCache else { return nil }
     let page = try head(of: frame)
     guard try page["mapping"].unsigned() & PageMappingFlags.all == 0,
       let mapping = try page["mapping"].dereferenced()
     else { return nil }
     // A tail page's index counts on from its head's.
     let tail = frame.distance(from: number(of: page))
-    return CachePosition(mapping: mapping, index: try page["index"].unsigned() &+ tail)
+    return CachePosition(
+      mapping: mapping, index: try page["index"].unsigned() &+ tail,
+      isInMemory: try mapping["a_ops"].pointer() == shmemOperations)
   }
 
-  /// The frame in the page cache at `index`, or what the entry says instead.
+  /// What the page cache has at `index`, and up to which index that is the same answer: frames
+  /// are told one by one.
   public func cachedPage(
     of mapping: KernelObject, at index: UInt64
-  ) throws(KernelError) -> CachedPage {
-    let entry = try XArray(try mapping["i_pages"]).entry(at: index)
-    if entry == 0 { return .none }
+  ) throws(KernelError) -> (page: CachedPage, last: UInt64) {
+    let (entry, last) = try XArray(try mapping["i_pages"]).entry(at: index)
+    if entry == 0 { return (.none, last) }
     // Value entries stand for pages that reclaim took away: a shmem page that was swapped out.
-    if entry & 1 != 0 { return .swapped(entry: entry >> 1) }
+    if entry & 1 != 0 { return (.swapped, index) }
     let page = try head(of: KernelObject(in: memory, at: VirtualAddress(entry), type: type))
     let offset = index &- (try page["index"].unsigned())
-    return .frame(PageFrameNumber(number(of: page).rawValue &+ offset))
+    return (.frame(number(of: page) + offset), index)
   }
 
   /// What the page cache has at an index.
   public enum CachedPage: Hashable, Sendable {
     case none
     case frame(PageFrameNumber)
-    case swapped(entry: UInt64)
+    case swapped
   }
 
   // MARK: Descriptors

@@ -53,12 +53,14 @@ struct List: ParsableCommand {
 }
 
 extension MemorySurvey {
-  /// The share of the guest's memory that is at hand or known to be zero.
+  /// The share of the pages that the guest had which is at hand. Pages known to be zero are not
+  /// counted: they need no dump.
   fileprivate var recoverable: String {
     guard pages > 0 else { return "no memory" }
     if missingPages == 0 { return "all" }
+    guard present > 0 else { return "registers only" }
     // A page short of everything is not everything.
-    let tenths = (pages - missingPages) * 1000 / pages
+    let tenths = present * 1000 / (present + missingPages)
     return "\(tenths / 10).\(tenths % 10) %"
   }
 }

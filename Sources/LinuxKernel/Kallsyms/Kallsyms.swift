@@ -15,7 +15,7 @@ public struct Kallsyms: Sendable {
   static let maximumCount = 8_000_000
 
   /// Finds the tables by the symbols that VMCOREINFO exports since 6.0 (5fd8fea935a1,
-  /// f09bddbd8661), and holds copies of them: some 16 bytes per symbol.
+  /// f09bddbd8661), and holds copies of them: some 20 bytes per symbol.
   public init(
     _ vmcoreinfo: Vmcoreinfo, in memory: VirtualMemory
   ) throws(KallsymsError) {
