@@ -69,7 +69,12 @@ let package = Package(
     .target(
       name: "SyntheticDumps", dependencies: ["Memory", "CLZO", "CSnappy", "CZlib", "CZstd"],
       path: "Tests/SyntheticDumps", cSettings: cSettings, swiftSettings: swiftSettings),
-    tests("DumpFilesTests", uses: ["DumpFiles", "Memory", "SyntheticDumps"]),
+    tests(
+      "DumpFilesTests",
+      uses: [
+        "DumpFiles", "Memory", "SyntheticDumps",
+        .product(name: "SystemPackage", package: "swift-system"),
+      ]),
     tests("X86Tests", uses: ["X86", "Memory"]),
     tests("LinuxKernelTests", uses: ["LinuxKernel", "Memory", "X86"]),
   ]

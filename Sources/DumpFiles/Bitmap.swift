@@ -11,10 +11,10 @@ import Memory
   private let wordCount: Int
   /// Frames from here on have no bit.
   let limit: UInt64
-  /// Set bits in all words before each group of `wordsPerGroup`, and at the end in all words.
-  private let ranks: [UInt64]
+  private let ranks: Ranks
 
-  private static let wordsPerGroup = 64
+  /// What is read at once: whole groups of the rank index.
+  private static let pieceSize: UInt64 = 1 << 20
 
   /// Reads the bits of frames below `limit` from `offset` of the file. The caller has checked that
   /// they lie in the file.
@@ -23,29 +23,30 @@ import Memory
     guard let wordCount = Int(exactly: (byteCount + 7) / 8),
       let memory = unsafe calloc(wordCount, 8)
     else { throw .outOfMemory(file.path, bytes: byteCount) }
-    unsafe words = memory.bindMemory(to: UInt64.self, capacity: wordCount)
+    let words = unsafe memory.bindMemory(to: UInt64.self, capacity: wordCount)
+    var ranks = Ranks()
+    for position in stride(from: 0, to: byteCount, by: UInt64.Stride(Self.pieceSize)) {
+      var piece: [UInt8]
+      do throws(DumpFileError) {
+        piece = try file.bytes(
+          at: offset + position, count: Int(min(Self.pieceSize, byteCount - position)))
+      } catch {
+        unsafe free(memory)
+        throw error
+      }
+      if position + UInt64(piece.count) == byteCount, limit % 8 != 0 {
+        // Bits behind the last frame are padding, whatever they hold.
+        piece[piece.count - 1] &= 1 << UInt8(limit % 8) - 1
+      }
+      let isZero = piece.isZero
+      if !isZero { unsafe (memory + Int(position)).copyMemory(from: piece, byteCount: piece.count) }
+      let first = Int(position / 8)
+      let count = min(wordCount - first, Int(Self.pieceSize / 8))
+      unsafe ranks.append(UnsafeBufferPointer(start: words + first, count: count), isZero: isZero)
+    }
+    unsafe self.words = words
     self.wordCount = wordCount
     self.limit = limit
-    do throws(DumpFileError) {
-      try unsafe Self.load(
-        UnsafeMutableRawBufferPointer(start: memory, count: Int(byteCount)), from: file, at: offset)
-    } catch {
-      unsafe free(memory)
-      throw error
-    }
-    if limit % 64 != 0, wordCount > 0 {
-      // Bits behind the last frame are padding, whatever they hold.
-      let last = unsafe UInt64(littleEndian: words[wordCount - 1])
-      unsafe words[wordCount - 1] = (last & (1 << (limit % 64) - 1)).littleEndian
-    }
-    var ranks: [UInt64] = []
-    ranks.reserveCapacity(wordCount / Self.wordsPerGroup + 2)
-    var rank: UInt64 = 0
-    for index in 0..<wordCount {
-      if index % Self.wordsPerGroup == 0 { ranks.append(rank) }
-      rank += unsafe UInt64(words[index].nonzeroBitCount)
-    }
-    ranks.append(rank)
     self.ranks = ranks
   }
 
@@ -53,24 +54,8 @@ import Memory
     unsafe free(words)
   }
 
-  private static func load(
-    _ bits: UnsafeMutableRawBufferPointer, from file: InputFile, at offset: UInt64
-  ) throws(DumpFileError) {
-    let pieceSize = 1 << 20
-    var position = 0
-    while position < bits.count {
-      let piece = try file.bytes(
-        at: offset + UInt64(position), count: min(pieceSize, bits.count - position))
-      guard !piece.isEmpty else { return }
-      if !piece.isZero {
-        unsafe UnsafeMutableRawBufferPointer(rebasing: bits[position...]).copyBytes(from: piece)
-      }
-      position += piece.count
-    }
-  }
-
   /// Number of set bits.
-  var count: UInt64 { ranks.last ?? 0 }
+  var count: UInt64 { ranks.total }
 
   /// 64 bits from a multiple of 64 on.
   @inline(__always) func word(_ index: Int) -> UInt64 {
@@ -85,12 +70,31 @@ import Memory
   func rank(of frame: UInt64) -> UInt64 {
     guard frame < limit else { return count }
     let index = Int(frame / 64)
-    let group = index / Self.wordsPerGroup
-    var rank = ranks[group]
-    for before in group * Self.wordsPerGroup..<index {
+    let group = index / Ranks.wordsPerGroup
+    var rank = ranks.groups[group]
+    for before in group * Ranks.wordsPerGroup..<index {
       rank += UInt64(word(before).nonzeroBitCount)
     }
     return rank + UInt64((word(index) & (1 << (frame % 64) - 1)).nonzeroBitCount)
+  }
+}
+
+/// How many bits are set before each group of words.
+private struct Ranks: Sendable {
+  static let wordsPerGroup = 64
+
+  private(set) var groups: [UInt64] = []
+  private(set) var total: UInt64 = 0
+
+  /// Words that follow those appended before, which were whole groups.
+  mutating func append(_ words: UnsafeBufferPointer<UInt64>, isZero: Bool) {
+    for start in stride(from: 0, to: words.count, by: Self.wordsPerGroup) {
+      groups.append(total)
+      if isZero { continue }
+      for index in start..<min(start + Self.wordsPerGroup, words.count) {
+        total += unsafe UInt64(words[index].nonzeroBitCount)
+      }
+    }
   }
 }
 

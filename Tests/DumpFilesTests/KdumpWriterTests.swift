@@ -1,0 +1,168 @@
+import DumpFiles
+import Memory
+import SyntheticDumps
+import SystemPackage
+import Testing
+
+@Suite struct KdumpWriterTests {
+  static let memory: SyntheticMemory = {
+    var generator = SeededGenerator(seed: 6)
+    return SyntheticMemory(
+      randomIn: [1..<200, 600_000..<600_100, 0x100_0000..<0x100_0003], using: &generator)
+  }()
+
+  static let notes = [
+    Note(name: "CORE", type: 1, description: Array(repeating: 1, count: 336)),
+    Note(name: "QEMU", type: 0, description: Array(repeating: 2, count: 440)),
+  ]
+
+  /// Writes `frames` of the memory and opens the result.
+  static func write(
+    _ frames: [PageFrameNumber], to file: TemporaryFile,
+    vmcoreinfo: String? = "NUMBER(phys_base)=-654311424\n", notes: [Note] = notes
+  ) throws {
+    let descriptor = try FileDescriptor.open(FilePath(file.path), .readWrite)
+    defer { try? descriptor.close() }
+    var writer = try KdumpWriter(
+      descriptor, path: FilePath(file.path), system: SystemName(release: "6.1.0"),
+      vmcoreinfo: vmcoreinfo.map { Array($0.utf8) }, notes: notes,
+      dumpLevel: [.zeroPages, .freePages], ram: memory.frameRanges,
+      capacity: UInt64(frames.count) + 10)
+    for frame in frames { try writer.append(frame, memory[frame] ?? []) }
+    try writer.finish()
+  }
+
+  @Test func writesWhatTheReaderReads() throws {
+    let file = try TemporaryFile()
+    let stored = Self.memory.frames.filter { $0.rawValue % 3 != 0 }
+    try Self.write(stored, to: file)
+    let dump = try DumpFile.open(FilePath(file.path))
+    #expect(dump.format == .kdump(version: 6))
+    #expect(dump.dumpLevel == [.zeroPages, .freePages])
+    #expect(!dump.isIncomplete)
+    #expect(dump.notes.map(\.name) == ["CORE", "QEMU", "VMCOREINFO"])
+    #expect(Array(dump.notes[..<2]) == Self.notes)
+    #expect(dump.vmcoreinfo == Array("NUMBER(phys_base)=-654311424\n".utf8))
+    #expect(dump.frameRanges == Self.memory.frameRanges)
+    let truth: (PageFrameNumber) -> Expected = { frame in
+      guard let page = Self.memory[frame] else { return .absent(.notInDump) }
+      return frame.rawValue % 3 == 0 ? .absent(.excluded) : .bytes(page)
+    }
+    expectReads(dump, in: 0..<300, truth)
+    expectReads(dump, in: 599_990..<600_110, truth)
+    expectReads(dump, in: 0x00ff_fff0..<0x100_0010, truth)
+  }
+
+  // crash takes phys_base, and libkdumpfile the machine, from the headers.
+  @Test func fillsTheHeadersThatOtherReadersTrust() throws {
+    let file = try TemporaryFile()
+    try Self.write([], to: file)
+    let descriptor = try FileDescriptor.open(FilePath(file.path), .readOnly)
+    defer { try? descriptor.close() }
+    var header = [UInt8](repeating: 0, count: 8192)
+    let count = try unsafe header.withUnsafeMutableBytes { unsafe try descriptor.read(into: $0) }
+    #expect(count == 8192)
+    #expect(header.load(Int64.self, at: 4096) == -654_311_424)
+    #expect(header.load(Int32.self, at: 460) == 1)
+    let names = (0..<6).map { header.cString(at: 12 + $0 * 65, limit: 65) }
+    #expect(names == ["Linux", "(unknown)", "6.1.0", "(unknown)", "x86_64", "(none)"])
+  }
+
+  @Test func keepsAVmcoreinfoNoteThatIsThereAlready() throws {
+    let file = try TemporaryFile()
+    let note = Note(name: "VMCOREINFO", type: 0, description: Array("A=1\n".utf8))
+    try Self.write([], to: file, vmcoreinfo: "A=1\n", notes: [note])
+    let dump = try DumpFile.open(FilePath(file.path))
+    #expect(dump.notes == [note])
+    #expect(dump.vmcoreinfo == note.description)
+  }
+
+  @Test func writesWithoutNotes() throws {
+    let file = try TemporaryFile()
+    try Self.write([], to: file, vmcoreinfo: nil, notes: [])
+    let dump = try DumpFile.open(FilePath(file.path))
+    #expect(dump.notes == [])
+    #expect(dump.vmcoreinfo == nil)
+  }
+
+  @Test func storesPagesOfZerosOnce() throws {
+    let file = try TemporaryFile()
+    let descriptor = try FileDescriptor.open(FilePath(file.path), .readWrite)
+    defer { try? descriptor.close() }
+    let frames = PageFrameNumber(0)..<PageFrameNumber(20_000)
+    var writer = try KdumpWriter(
+      descriptor, path: FilePath(file.path), system: SystemName(release: "6.1.0"), vmcoreinfo: nil,
+      notes: [], dumpLevel: [.zeroPages], ram: [frames], capacity: .max)
+    let zeros = [UInt8](repeating: 0, count: 4096)
+    for frame: UInt64 in 0..<20_000 { try writer.append(PageFrameNumber(frame), zeros) }
+    try writer.finish()
+    let size = try descriptor.seek(offset: 0, from: .end)
+    #expect(size < 20_000 * 24 + 10 * 4096)
+    let run = try DumpFile.open(FilePath(file.path)).makeReader()
+      .read(from: PageFrameNumber(19_000), count: 1000)
+    #expect(run == Array(repeating: .bytes(zeros), count: 1000))
+  }
+
+  @Test func refusesPagesOutOfOrderAndOutsideOfMemory() throws {
+    let file = try TemporaryFile()
+    let descriptor = try FileDescriptor.open(FilePath(file.path), .readWrite)
+    defer { try? descriptor.close() }
+    let page = [UInt8](repeating: 1, count: 4096)
+    let path = FilePath(file.path)
+    var writer = try KdumpWriter(
+      descriptor, path: path, system: SystemName(release: "6.1.0"), vmcoreinfo: nil, notes: [],
+      dumpLevel: [], ram: [PageFrameNumber(2)..<PageFrameNumber(9)], capacity: 2)
+    try writer.append(PageFrameNumber(5), page)
+    func error(_ frame: UInt64, _ page: [UInt8]) -> KdumpWriterError? {
+      do throws(KdumpWriterError) {
+        try writer.append(PageFrameNumber(frame), page)
+        return nil
+      } catch {
+        return error
+      }
+    }
+    #expect(error(5, page) == .notAscending(path, PageFrameNumber(5)))
+    #expect(error(9, page) == .notRAM(path, PageFrameNumber(9)))
+    #expect(error(6, [1]) == .notAPage(path, PageFrameNumber(6), byteCount: 1))
+    #expect(error(6, page) == nil)
+    #expect(error(7, page) == .tooManyPages(path, capacity: 2))
+  }
+
+  @Test func refusesRangesThatMakeNoDump() throws {
+    let file = try TemporaryFile()
+    let descriptor = try FileDescriptor.open(FilePath(file.path), .readWrite)
+    defer { try? descriptor.close() }
+    let path = FilePath(file.path)
+    func error(_ ram: [Range<PageFrameNumber>]) -> KdumpWriterError? {
+      do throws(KdumpWriterError) {
+        _ = try KdumpWriter(
+          descriptor, path: path, system: SystemName(release: "6.1.0"), vmcoreinfo: nil,
+          notes: [], dumpLevel: [], ram: ram, capacity: 0)
+        return nil
+      } catch {
+        return error
+      }
+    }
+    let low = PageFrameNumber(1)..<PageFrameNumber(5)
+    #expect(error([]) == .badFrameLimit(path, 0))
+    #expect(error([low, low]) == .notAscending(path, PageFrameNumber(1)))
+    let far = PageFrameNumber(9)..<PageFrameNumber(.max)
+    #expect(error([low, far]) == .badFrameLimit(path, .max))
+  }
+
+  @Test func saysWhereWritingFailed() throws {
+    let file = try TemporaryFile()
+    let descriptor = try FileDescriptor.open(FilePath(file.path), .readOnly)
+    defer { try? descriptor.close() }
+    do throws(KdumpWriterError) {
+      _ = try KdumpWriter(
+        descriptor, path: FilePath(file.path), system: SystemName(release: "6.1.0"),
+        vmcoreinfo: nil, notes: [], dumpLevel: [],
+        ram: [PageFrameNumber(1)..<PageFrameNumber(5)], capacity: 0)
+      Issue.record("written")
+    } catch {
+      #expect(error == .writeFailed(FilePath(file.path), offset: 0, .badFileDescriptor))
+      #expect(error.name == "output.write-failed")
+    }
+  }
+}
