@@ -28,7 +28,7 @@ public struct KVMHost: Sendable {
       let module = try kernel.module("kvm")
       types = module?.types ?? kernel.types
       list = try module?.address(of: "vm_list") ?? kernel.symbols.address(of: "vm_list")
-      vendor = try Vendor(of: kernel)
+      vendor = try Vendor(of: kernel, kvm: module)
     } catch {
       throw .kernel(error)
     }
@@ -74,14 +74,30 @@ enum Vendor: Sendable {
   case vmx
   case unknown
 
-  init(of kernel: LinuxKernel) throws(KernelError) {
-    if let module = try kernel.module("kvm_amd") {
-      self = .svm(module.types)
-    } else if try kernel.module("kvm_intel") != nil {
-      self = .vmx
-    } else {
-      self = .unknown
-    }
+  /// `kvm_x86_ops.name` tells (since 6.1, 08a9d59c6a0e); before that, which module is loaded.
+  init(of kernel: LinuxKernel, kvm: KernelModule?) throws(KernelError) {
+    let amd = try kernel.module("kvm_amd")
+    var name = Self.operationsName(kernel, kvm)
+    if name == nil, amd != nil { name = "kvm_amd" }
+    if name == nil, try kernel.module("kvm_intel") != nil { name = "kvm_intel" }
+    self =
+      switch name {
+      case "kvm_amd": .svm(amd?.types ?? kernel.types)
+      case "kvm_intel": .vmx
+      default: .unknown
+      }
+  }
+
+  private static func operationsName(_ kernel: LinuxKernel, _ kvm: KernelModule?) -> String? {
+    let types = kvm?.types ?? kernel.types
+    guard
+      let address = (try? kvm?.address(of: "kvm_x86_ops"))
+        ?? kernel.symbols.address(of: "kvm_x86_ops"),
+      let type = types.structure(named: "kvm_x86_ops"),
+      let name = KernelObject(in: kernel.memory, at: address, type: type).memberIfPresent("name"),
+      let text = try? name.pointer()
+    else { return nil }
+    return try? kernel.memory.string(text)
   }
 
   var backend: String {

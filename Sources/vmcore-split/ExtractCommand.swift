@@ -33,7 +33,8 @@ struct Extract: ParsableCommand {
     var failure: Failure?
     for (guest, target) in zip(host.guests, targets.paths) {
       do {
-        if try !extract(guest, to: target, from: host) { isComplete = false }
+        let isWhole = try extract(guest, to: target, in: targets, from: host)
+        isComplete = isComplete && isWhole
       } catch let error as Failure {
         // The other guests are still to be had.
         Console.error(error.diagnosis)
@@ -46,11 +47,12 @@ struct Extract: ParsableCommand {
 
   /// Returns true if everything was there.
   private func extract(
-    _ found: Guest, to path: FilePath, from host: HostAnalysis
+    _ found: Guest, to path: FilePath, in targets: OutputNames, from host: HostAnalysis
   ) throws -> Bool {
     let guest = GuestAnalysis(found, in: host.dump, threads: common.threads)
     let name = guest.guest.identity.displayName
     guard guest.survey.present > 0 else { throw Failure(guest.nothingToExtract) }
+    try targets.makeDirectory()
     let progress = ExtractionProgress()
     let display = ProgressDisplay(
       title: printable(name), pages: guest.survey.pages, progress: progress,
@@ -110,6 +112,8 @@ extension GuestAnalysis {
 /// The files that guests go to: never two guests one name, and no name leads out of the directory.
 struct OutputNames {
   let paths: [FilePath]
+  /// The directory to make for them, if it does not exist.
+  private var newDirectory: FilePath?
 
   init(for guests: [Guest], output: String?) throws {
     let base = FilePath(output ?? ".")
@@ -122,9 +126,7 @@ struct OutputNames {
     }
     if !isDirectory {
       guard !exists else { throw Failure(DirectoryError(path: base, errno: ENOTDIR)) }
-      guard unsafe mkdir(base.string, 0o700) == 0 else {
-        throw Failure(DirectoryError(path: base, errno: errno))
-      }
+      newDirectory = base
     }
     let names = guests.map { Self.safe($0.identity.displayName) }
     var paths: [FilePath] = []
@@ -134,6 +136,14 @@ struct OutputNames {
       paths.append(base.appending("\(file).vmcore"))
     }
     self.paths = paths
+  }
+
+  /// Makes the directory, if it is not there yet.
+  func makeDirectory() throws {
+    guard let newDirectory, unsafe mkdir(newDirectory.string, 0o700) != 0, errno != EEXIST else {
+      return
+    }
+    throw Failure(DirectoryError(path: newDirectory, errno: errno))
   }
 
   /// A guest chooses its name: what could lead elsewhere or hide the file is replaced.

@@ -26,6 +26,11 @@ struct HostAnalysis {
     } catch {
       throw Failure(error)
     }
+    if dump.isIncomplete {
+      Console.warning(
+        "\(dump.path) is incomplete: it ends before all the pages that its headers name, and what"
+          + " lies behind is missing [dump.incomplete]")
+    }
     let source: any FrameSource = recorder.map { RecordingSource(dump, $0) } ?? dump
     let kernel = try Self.kernel(of: dump, source, threads: threads)
     let processors = HostProcessors(

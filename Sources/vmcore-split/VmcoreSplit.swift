@@ -24,6 +24,8 @@ struct VmcoreSplit: ParsableCommand {
 
   static func main() {
     removeUnfinishedFilesOnSignals()
+    // A limit on file sizes is an error of the write, not the program's end.
+    _ = signal(SIGXFSZ, SIG_IGN)
     do {
       var command = try parseAsRoot()
       try command.run()
