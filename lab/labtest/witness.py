@@ -26,6 +26,9 @@ from labtest.registers import PR_REGS, QEMU_GPRS, QEMU_SEGMENTS, QEMU_SIZE, qemu
 PTE_PRESENT, PTE_LARGE, PTE_PROTNONE = 1, 0x80, 0x100
 PTE_ADDRESS = 0x000ffffffffff000
 IN_GUEST_MODE = 1
+# The emulator keeps a descriptor's upper doubleword whole, with bits 16-19 of the limit in it; VMCB and KVM have
+# the limit apart and these bits are zero in what a VMM writes of a KVM guest.
+DESCRIPTOR_LIMIT = 0xf0000
 KERNEL_MAP = 0xffffffff80000000
 ARCH_REGS = "rax rcx rdx rbx rsp rbp rsi rdi r8 r9 r10 r11 r12 r13 r14 r15 rip".split()
 VMCB_SEGMENTS = {"ldt": "ldtr", "tr": "tr", "gdt": "gdtr", "idt": "idtr"}
@@ -163,7 +166,7 @@ def monitor_registers(text):
         for name, selector, base, limit, flags in re.findall(
                 r"^(ES|CS|SS|DS|FS|GS|LDT|TR) *=(\w{4}) (\w{16}) (\w{8}) (\w{8})", block, flags=re.M):
             segments[name.lower()] = dict(selector=int(selector, 16), limit=int(limit, 16),
-                                          flags=int(flags, 16), base=int(base, 16))
+                                          flags=int(flags, 16) & ~DESCRIPTOR_LIMIT, base=int(base, 16))
         for name, base, limit in re.findall(r"^(GDT|IDT)= +(\w{16}) (\w{8})", block, flags=re.M):
             segments[name.lower()] = dict(selector=0, limit=int(limit, 16), flags=0, base=int(base, 16))
         cpus.append((gprs, segments, {f"cr{n}": plain.get(f"cr{n}", 0) for n in range(5)}))
