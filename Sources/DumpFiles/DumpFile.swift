@@ -6,6 +6,14 @@ import SystemPackage
 enum Container: Sendable {
   case elf(ELFDump)
   case kdump(KdumpDump)
+
+  /// See ``DumpFile/presence(from:limit:)``; `limit` is not 0.
+  func presence(from frame: UInt64, limit: UInt64) -> (absence: Absence?, count: UInt64) {
+    switch self {
+    case .elf(let dump): dump.map.presence(from: frame, limit: limit)
+    case .kdump(let dump): dump.presence(from: frame, limit: limit)
+    }
+  }
 }
 
 /// A dump of a machine's memory.
@@ -87,10 +95,7 @@ public final class DumpFile: FrameSource, Sendable {
   public func presence(
     from frame: PageFrameNumber, limit: UInt64
   ) -> (absence: Absence?, count: UInt64) {
-    switch container {
-    case .elf(let dump): dump.map.presence(from: frame.rawValue, limit: max(limit, 1))
-    case .kdump(let dump): dump.presence(from: frame.rawValue, limit: max(limit, 1))
-    }
+    container.presence(from: frame.rawValue, limit: max(limit, 1))
   }
 
   /// A reader for one thread.
@@ -106,10 +111,15 @@ private final class PageCache: Sendable {
     let reason: Absence
   }
 
+  private struct Entry {
+    var frame: UInt64?
+    var page: [UInt8] = []
+  }
+
   private struct State {
     let reader: PageReader
-    var frames: [UInt64?]
-    var pages: [[UInt8]]
+    /// Sets of `ways`, each with the page used last in front.
+    var entries: [Entry]
   }
 
   private final class Shard: Sendable {
@@ -119,37 +129,51 @@ private final class PageCache: Sendable {
       state = Mutex(
         State(
           reader: PageReader(file, container),
-          frames: Array(repeating: nil, count: PageCache.slots),
-          pages: Array(repeating: [], count: PageCache.slots)))
+          entries: Array(repeating: Entry(), count: PageCache.setCount * PageCache.ways)))
     }
   }
 
-  /// 16 × 128 pages are 8 MiB.
+  /// 16 × 32 × 4 pages are 8 MiB.
   private static let shardCount = 16
-  private static let slots = 128
+  private static let setCount = 32
+  private static let ways = 4
 
+  private let container: Container
   private let shards: [Shard]
 
   init(_ file: InputFile, _ container: Container) {
+    self.container = container
     shards = (0..<Self.shardCount).map { _ in Shard(file, container) }
   }
 
   func page(_ frame: PageFrameNumber) -> Result<[UInt8], Missing> {
     // Fibonacci hashing: page tables lie at regular distances.
-    let hash = (frame.rawValue &* 0x9e37_79b9_7f4a_7c15) >> 48
-    let slot = Int(hash / UInt64(Self.shardCount)) % Self.slots
-    return shards[Int(hash) % Self.shardCount].state.withLock { state in
-      if state.frames[slot] == frame.rawValue { return .success(state.pages[slot]) }
-      var absence: Absence? = .corrupt
+    let hash = Int((frame.rawValue &* 0x9e37_79b9_7f4a_7c15) >> 48)
+    let front = hash / Self.shardCount % Self.setCount * Self.ways
+    return shards[hash % Self.shardCount].state.withLock { state in
+      for entry in front..<front + Self.ways where state.entries[entry].frame == frame.rawValue {
+        Self.moveToFront(front, entry, &state.entries)
+        return .success(state.entries[front].page)
+      }
+      var absence = container.presence(from: frame.rawValue, limit: 1).absence
+      if let absence { return .failure(Missing(reason: absence)) }
       let page = unsafe [UInt8](unsafeUninitializedCapacity: Int(pageSize)) { buffer, count in
         let room = UnsafeMutableRawBufferPointer(buffer)
         absence = unsafe state.reader.read(from: frame, into: room).first ?? .corrupt
         count = Int(pageSize)
       }
       if let absence { return .failure(Missing(reason: absence)) }
-      state.frames[slot] = frame.rawValue
-      state.pages[slot] = page
+      Self.moveToFront(front, front + Self.ways - 1, &state.entries)
+      state.entries[front] = Entry(frame: frame.rawValue, page: page)
       return .success(page)
+    }
+  }
+
+  private static func moveToFront(_ front: Int, _ entry: Int, _ entries: inout [Entry]) {
+    var position = entry
+    while position > front {
+      entries.swapAt(position, position - 1)
+      position -= 1
     }
   }
 }

@@ -149,6 +149,7 @@ struct KdumpDump: Sendable {
     if stored[frame] {
       let run = setRun(from: frame, to: end) { stored.word($0) }
       let readable = readableDescriptors
+      guard readable < stored.count else { return (nil, run) }
       let rank = stored.rank(of: frame)
       return rank < readable ? (nil, min(run, readable - rank)) : (.truncated, run)
     }

@@ -18,6 +18,11 @@ public struct GuestReport: Codable, Hashable, Sendable {
   public var processors: [Processor]
   public var findings: [FindingReport]
 
+  /// True if something is missing, stale or doubtful.
+  public var hasWarnings: Bool {
+    findings.contains { $0.severity == Finding.Severity.warning.rawValue }
+  }
+
   public struct Kernel: Codable, Hashable, Sendable {
     public var release: String
     public var buildID: String?

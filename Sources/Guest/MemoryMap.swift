@@ -38,7 +38,7 @@ public struct MemoryMap: Sendable {
   /// All runs of the guest, window by window, in ascending order. `body` is given at most
   /// `windowPages` pages at a time, so that nothing grows with the guest.
   public func forEachWindow<Failure: Error>(
-    of windowPages: UInt64 = 1 << 18,
+    of windowPages: UInt64 = 1 << 16,
     _ body: (MemoryRegion, [MemoryRun]) throws(Failure) -> Void
   ) throws(Failure) {
     for region in regions {

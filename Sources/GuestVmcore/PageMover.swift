@@ -66,7 +66,8 @@ private struct Batch: Sendable {
     var first = 0
     var pages = 0
     for (index, piece) in pieces.enumerated() {
-      let follows = index > first && pieces[index - 1].frame + UInt64(pieces[index - 1].pages) == piece.frame
+      let follows =
+        index > first && pieces[index - 1].frame + UInt64(pieces[index - 1].pages) == piece.frame
       if index > first, !follows || pages + piece.pages > FramePiece.maximumPages {
         batches.append(Batch(pieces: first..<index, pages: pages))
         first = index

@@ -24,7 +24,8 @@ struct FilteredPages: Sendable {
     source = host.source
     swap = SwapEntries(of: host.kernel, in: host.source)
     frames = try? PageFrames(host.kernel)
-    zeroFrame = host.kernel.symbols.address(of: "empty_zero_page")
+    zeroFrame =
+      host.kernel.symbols.address(of: "empty_zero_page")
       .flatMap { try? host.kernel.memory.translate($0) }?.frame
     level = DeducedLevel(source, frames)
   }

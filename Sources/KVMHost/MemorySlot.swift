@@ -16,10 +16,19 @@ struct MemorySlot: Hashable, Sendable {
 
   private init(_ slot: KernelObject) throws(KernelError) {
     id = try slot["id"].signed()
-    start = GuestPhysicalAddress(try slot["base_gfn"].unsigned() << pageShift)
-    size = try slot["npages"].unsigned() << pageShift
+    // A frame number beyond 52 bits of address is damage; it must not wrap into a good one.
+    start = GuestPhysicalAddress(min(try slot["base_gfn"].unsigned(), 1 << 51) << pageShift)
+    size = min(try slot["npages"].unsigned(), 1 << 51) << pageShift
     userspaceAddress = VirtualAddress(try slot["userspace_addr"].unsigned())
     flags = try slot["flags"].unsigned()
+  }
+
+  /// True if a processor could address the slot: 52 bits of physical address, 56 of user space.
+  private var isPossible: Bool {
+    let end = start.rawValue.addingReportingOverflow(size)
+    let userEnd = userspaceAddress.rawValue.addingReportingOverflow(size)
+    return !end.overflow && end.partialValue <= 1 << 52
+      && !userEnd.overflow && userEnd.partialValue <= 1 << 56
   }
 
   var region: MemoryRegion {
@@ -37,7 +46,12 @@ struct MemorySlot: Hashable, Sendable {
     var slots: [MemorySlot] = []
     for object in objects {
       let slot = try MemorySlot(object)
-      guard slot.size > 0, slot.id < ownIDs, slot.start + slot.size > slot.start else { continue }
+      guard slot.size > 0, slot.id < ownIDs else { continue }
+      guard slot.isPossible else {
+        throw .unexpectedKind(
+          type: "memory slot \(slot.id) at \(object.address)",
+          needed: "within guest-physical and user address space")
+      }
       slots.append(slot)
     }
     slots.sort { $0.start < $1.start }

@@ -61,6 +61,8 @@ public let kernelImageBase = VirtualAddress(0xffff_ffff_8000_0000)
 extension [UInt8] {
   fileprivate func contains(subsequence wanted: [UInt8]) -> Bool {
     guard wanted.count <= count else { return false }
-    return (0...(count - wanted.count)).contains { self[$0..<($0 + wanted.count)].elementsEqual(wanted) }
+    return (0...(count - wanted.count)).contains {
+      self[$0..<($0 + wanted.count)].elementsEqual(wanted)
+    }
   }
 }

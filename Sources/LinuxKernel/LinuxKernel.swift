@@ -24,6 +24,23 @@ public struct LinuxKernel: Sendable {
     types = try Self.types(symbols, memory)
   }
 
+  /// The same kernel seen through another memory that holds it.
+  public func seen(through physical: any PhysicalMemory) -> LinuxKernel {
+    LinuxKernel(
+      vmcoreinfo: vmcoreinfo,
+      memory: VirtualMemory(physical: physical, tables: memory.tables), symbols: symbols,
+      types: types)
+  }
+
+  private init(
+    vmcoreinfo: Vmcoreinfo, memory: VirtualMemory, symbols: Kallsyms, types: BTF
+  ) {
+    self.vmcoreinfo = vmcoreinfo
+    self.memory = memory
+    self.symbols = symbols
+    self.types = types
+  }
+
   private static func types(_ symbols: Kallsyms, _ memory: VirtualMemory) throws(KernelError) -> BTF
   {
     let bounds = symbols.addresses(of: ["__start_BTF", "__stop_BTF"])

@@ -23,7 +23,8 @@ struct Excerpt: ParsableCommand {
 
   @Option(
     name: .long,
-    help: ArgumentHelp("Copy this guest's memory too. May be given several times.", valueName: "name"))
+    help: ArgumentHelp(
+      "Copy this guest's memory too. May be given several times.", valueName: "name"))
   var withGuest: [String] = []
 
   @Flag(name: .long, help: "Replace the file if it exists.")
@@ -32,7 +33,7 @@ struct Excerpt: ParsableCommand {
   func run() throws {
     let recorder = FrameRecorder()
     let host = try HostAnalysis(
-      common.dump, selecting: common.guest, threads: common.threads, recorder: recorder)
+      common.dump, selecting: common.guest, threads: common.threadCount, recorder: recorder)
     // What the other commands ask for is asked for here, so that the copy answers them all.
     for guest in host.guests { _ = MemorySurvey(of: guest.memory) }
     let wanted = try HostAnalysis.select(withGuest, from: withGuest.isEmpty ? [] : host.guests)

@@ -26,7 +26,7 @@ struct Extract: ParsableCommand {
   var force = false
 
   func run() throws {
-    let host = try HostAnalysis(common.dump, selecting: common.guest, threads: common.threads)
+    let host = try HostAnalysis(common.dump, selecting: common.guest, threads: common.threadCount)
     for failure in host.failures { Console.error(failure) }
     let targets = try OutputNames(for: host.guests, output: output)
     var isComplete = host.failures.isEmpty
@@ -49,7 +49,7 @@ struct Extract: ParsableCommand {
   private func extract(
     _ found: Guest, to path: FilePath, in targets: OutputNames, from host: HostAnalysis
   ) throws -> Bool {
-    let guest = GuestAnalysis(found, in: host.dump, threads: common.threads)
+    let guest = GuestAnalysis(found, in: host.dump, threads: common.threadCount)
     let name = guest.guest.identity.displayName
     guard guest.survey.present > 0 else { throw Failure(guest.nothingToExtract) }
     try targets.makeDirectory()
@@ -67,7 +67,7 @@ struct Extract: ParsableCommand {
           tool: "vmcore-split", version: toolVersion,
           source: .init(path: host.dump.path.string, format: "\(host.dump.format)"),
           guest: guest.report)
-      ).write(to: file, threads: common.threads, progress: progress)
+      ).write(to: file, threads: common.threadCount, progress: progress)
     } catch {
       throw Failure(error)
     }

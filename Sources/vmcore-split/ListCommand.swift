@@ -15,40 +15,41 @@ struct List: ParsableCommand {
   @OptionGroup var report: ReportOptions
 
   func run() throws {
-    let host = try HostAnalysis(common.dump, selecting: common.guest, threads: common.threads)
-    let guests = host.guests.map { GuestAnalysis($0, in: host.dump, threads: common.threads) }
+    let host = try HostAnalysis(common.dump, selecting: common.guest, threads: common.threadCount)
+    // A guest's symbols take megabytes: of each guest, only what is shown is kept.
+    var table = TextTable(
+      ["GUEST", "PID", "VCPUS", "RAM", "RECOVERABLE", "BACKEND", "GUEST KERNEL"])
+    var reports: [GuestReport] = []
+    for guest in host.guests {
+      let analysis = GuestAnalysis(guest, in: host.dump, threads: common.threadCount)
+      table.add(Self.row(analysis))
+      reports.append(analysis.report)
+    }
     if report.json {
-      try printJSON(HostReport(host, guests))
+      try printJSON(HostReport(host, reports))
     } else {
       print("\(host.dump.path): \(host.dump.format), host Linux \(host.kernel.vmcoreinfo.release)")
-      print(table(guests), terminator: "")
-      for guest in guests {
-        for finding in guest.guest.findings {
-          print(printable("\(guest.guest.identity.displayName): \(finding.text)"))
-        }
+      print(table.text, terminator: "")
+      for guest in reports {
+        for finding in guest.findings { print(printable("\(guest.name): \(finding.text)")) }
       }
     }
     for failure in host.failures { Console.error(failure) }
-    if !host.failures.isEmpty || guests.contains(where: \.hasWarnings) {
+    if !host.failures.isEmpty || reports.contains(where: \.hasWarnings) {
       throw ExitStatus.findings
     }
   }
 
-  private func table(_ guests: [GuestAnalysis]) -> String {
-    var table = TextTable(
-      ["GUEST", "PID", "VCPUS", "RAM", "RECOVERABLE", "BACKEND", "GUEST KERNEL"])
-    for analysis in guests {
-      let guest = analysis.guest
-      let kernel = analysis.kernels.kernels.first
-      table.add([
-        printable(guest.identity.displayName), String(guest.identity.pid),
-        String(guest.processors.count), size(guest.memory.size),
-        analysis.survey.recoverable, guest.identity.backend,
-        printable(kernel?.vmcoreinfo.release ?? "unknown")
-          + (kernel?.hasCrashed == true ? " (crashed)" : ""),
-      ])
-    }
-    return table.text
+  private static func row(_ analysis: GuestAnalysis) -> [String] {
+    let guest = analysis.guest
+    let kernel = analysis.kernels.kernels.first
+    return [
+      printable(guest.identity.displayName), String(guest.identity.pid),
+      String(guest.processors.count), size(guest.memory.size), analysis.survey.recoverable,
+      guest.identity.backend,
+      printable(kernel?.vmcoreinfo.release ?? "unknown")
+        + (kernel?.hasCrashed == true ? " (crashed)" : ""),
+    ]
   }
 }
 
@@ -86,12 +87,12 @@ struct HostReport: Codable {
   /// Guests that could not be read.
   var failures: [Failure]
 
-  init(_ analysis: HostAnalysis, _ guests: [GuestAnalysis]) {
+  init(_ analysis: HostAnalysis, _ guests: [GuestReport]) {
     host = Host(
       path: analysis.dump.path.string, format: "\(analysis.dump.format)",
       release: analysis.kernel.vmcoreinfo.release,
       dumpLevel: analysis.dump.dumpLevel?.rawValue, isIncomplete: analysis.dump.isIncomplete)
-    self.guests = guests.map(\.report)
+    self.guests = guests
     failures = analysis.failures.map { Failure(name: $0.name, problem: $0.problem) }
   }
 }
@@ -104,8 +105,9 @@ func printJSON(_ value: some Encodable) throws {
 
 /// Columns of text, as wide as their widest cell.
 struct TextTable {
-  private var rows: [[String]]
+  private var rows: [[String]] = []
 
+  init() {}
   init(_ header: [String]) { rows = [header] }
 
   mutating func add(_ row: [String]) { rows.append(row) }

@@ -16,8 +16,10 @@ struct CommonOptions: ParsableArguments {
       valueName: "name"))
   var guest: [String] = []
 
-  @Option(name: .long, help: ArgumentHelp("Threads to work with (default: one per processor).", valueName: "n"))
-  var threads: Int = availableProcessors
+  @Option(
+    name: .long,
+    help: ArgumentHelp("Threads to work with (default: one per processor).", valueName: "n"))
+  var threads: Int?
 
   @Flag(name: .shortAndLong, help: "Say only what went wrong.")
   var quiet = false
@@ -25,8 +27,10 @@ struct CommonOptions: ParsableArguments {
   @Flag(name: .long, help: "Show no progress.")
   var noProgress = false
 
+  var threadCount: Int { threads ?? availableProcessors }
+
   func validate() throws {
-    guard (1...1024).contains(threads) else {
+    guard (1...1024).contains(threadCount) else {
       throw ValidationError("--threads takes a number from 1 to 1024")
     }
   }

@@ -11,17 +11,16 @@ struct Registers: ParsableCommand {
   @OptionGroup var report: ReportOptions
 
   func run() throws {
-    let host = try HostAnalysis(common.dump, selecting: common.guest, threads: common.threads)
-    let guests = host.guests.map { GuestAnalysis($0, in: host.dump, threads: common.threads) }
-    if report.json {
-      try printJSON(HostReport(host, guests))
-    } else {
-      for guest in guests { show(guest.report) }
+    let host = try HostAnalysis(common.dump, selecting: common.guest, threads: common.threadCount)
+    var reports: [GuestReport] = []
+    for guest in host.guests {
+      let analysis = GuestAnalysis(guest, in: host.dump, threads: common.threadCount)
+      if report.json { reports.append(analysis.report) } else { show(analysis.report) }
     }
+    if report.json { try printJSON(HostReport(host, reports)) }
     for failure in host.failures { Console.error(failure) }
-    if !host.failures.isEmpty
-      || guests.contains(where: { !$0.guest.processors.allSatisfy(\.registers.isComplete) })
-    {
+    let processors = host.guests.flatMap(\.processors)
+    if !host.failures.isEmpty || !processors.allSatisfy(\.registers.isComplete) {
       throw ExitStatus.findings
     }
   }
@@ -32,7 +31,7 @@ struct Registers: ParsableCommand {
         printable(
           "\(guest.name) vCPU \(processor.index): \(processor.state)"
             + (processor.location.map { ", at \($0)" } ?? "")))
-      var table = TextTable([])
+      var table = TextTable()
       for name in Self.order {
         guard let register = processor.registers[name] else { continue }
         table.add(["  " + name, register.text, register.origin])
@@ -53,9 +52,11 @@ extension GuestReport.RegisterReport {
   fileprivate var text: String {
     if let value { return value }
     if unknown != nil { return "unknown" }
-    return [selector, base.map { "base \($0)" }, limit.map { "limit \($0)" },
-      attributes.map { "attributes \($0)" }]
-      .compactMap { $0 }.joined(separator: " ")
+    return [
+      selector, base.map { "base \($0)" }, limit.map { "limit \($0)" },
+      attributes.map { "attributes \($0)" },
+    ]
+    .compactMap { $0 }.joined(separator: " ")
   }
 
   fileprivate var origin: String {
