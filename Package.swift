@@ -76,6 +76,19 @@ let package = Package(
         .product(name: "SystemPackage", package: "swift-system"),
       ]),
     tests("X86Tests", uses: ["X86", "Memory"]),
-    tests("LinuxKernelTests", uses: ["LinuxKernel", "Memory", "X86"]),
+    tests(
+      "SampleTests",
+      uses: [
+        "Memory", "X86", "LinuxKernel", "Guest", "KVMHost", "DumpFiles", "GuestVmcore", "CZlib",
+        .product(name: "SystemPackage", package: "swift-system"),
+      ]),
+    tests("LinuxKernelTests", uses: ["LinuxKernel", "Memory", "SyntheticDumps", "X86"]),
+    tests(
+      "KVMHostTests",
+      uses: ["KVMHost", "Guest", "LinuxKernel", "Memory", "SyntheticDumps", "X86"]),
+    .testTarget(
+      name: "CommandTests",
+      dependencies: ["vmcore-split", "Guest", "Memory", "SyntheticDumps", "X86"],
+      exclude: ["Snapshots"], swiftSettings: swiftSettings),
   ]
 )

@@ -16,22 +16,18 @@ struct KVMRegisters {
     let saved = try arch["regs"]
     // The order is that of enum kvm_reg (arch/x86/include/asm/kvm_host.h).
     for register in Register.general + [.rip] {
-      let name = "VCPU_REGS_" + register.rawValue.uppercased()
-      guard let index = types.enumerator(named: name).flatMap({ Int(exactly: $0) }) else {
-        throw .noSymbol(name, module: "kvm")
-      }
-      file[register] = .known(
-        try saved.element(index).unsigned(), RegisterSource(.kvm, "arch.regs[\(index)]"))
+      let index = try bit(of: "VCPU_REGS_" + register.rawValue.uppercased())
+      file[register] = try copy(
+        saved.element(index), of: "arch.regs[\(index)]", availableBy: index)
     }
-    let members: [(Register, String)] = [
-      (.cr0, "cr0"), (.cr2, "cr2"), (.cr3, "cr3"), (.cr4, "cr4"), (.cr8, "cr8"),
-      (.efer, "efer"), (.apicBase, "apic_base"), (.xcr0, "xcr0"), (.pat, "pat"),
-      (.dr6, "dr6"), (.dr7, "dr7"),
-    ]
-    for (register, member) in members {
+    for (register, member, flag) in Self.members {
       guard let object = arch.memberIfPresent(member) else { continue }
-      file[register] = .known(
-        try object.unsigned(), RegisterSource(.kvm, "arch.\(member)"))
+      // Control registers are fetched from the control block on demand: CR0 since 5.7
+      // (bd31fe495d0d), CR3 and CR4 before.
+      let index = try flag.flatMap { name throws(KernelError) in
+        types.enumerator(named: name) == nil ? nil : try bit(of: name)
+      }
+      file[register] = try copy(object, of: "arch.\(member)", availableBy: index)
     }
     let breakpoints = try arch["db"]
     for (index, register) in [Register.dr0, .dr1, .dr2, .dr3].enumerated() {
@@ -39,5 +35,32 @@ struct KVMRegisters {
         try breakpoints.element(index).unsigned(), RegisterSource(.kvm, "arch.db[\(index)]"))
     }
     return file
+  }
+
+  /// Copies of registers that a member of `kvm_vcpu.arch` has, with the bit that says whether the
+  /// copy is current, where there is one.
+  private static let members: [(register: Register, member: String, flag: String?)] = [
+    (.cr0, "cr0", "VCPU_EXREG_CR0"), (.cr2, "cr2", nil), (.cr3, "cr3", "VCPU_EXREG_CR3"),
+    (.cr4, "cr4", "VCPU_EXREG_CR4"), (.cr8, "cr8", nil), (.efer, "efer", nil),
+    (.apicBase, "apic_base", nil), (.xcr0, "xcr0", nil), (.pat, "pat", nil),
+    (.dr6, "dr6", nil), (.dr7, "dr7", nil),
+  ]
+
+  /// A copy counts if `regs_avail` says that it is newer than the control block.
+  private func copy(
+    _ object: KernelObject, of location: String, availableBy index: Int?
+  ) throws(KernelError) -> Reading<UInt64> {
+    if let index, try arch["regs_avail"].unsigned() >> UInt64(index) & 1 == 0 {
+      return .unknown(reason: "KVM's copy is older than the control block (regs_avail)")
+    }
+    return .known(try object.unsigned(), RegisterSource(.kvm, location))
+  }
+
+  /// A value of `enum kvm_reg`: an index of `regs`, and a bit of `regs_avail`.
+  private func bit(of name: String) throws(KernelError) -> Int {
+    guard let value = types.enumerator(named: name), (0..<64).contains(value) else {
+      throw .noSymbol(name, module: "kvm")
+    }
+    return Int(value)
   }
 }

@@ -1,5 +1,6 @@
 import LinuxKernel
 import Memory
+import SyntheticDumps
 import Testing
 
 struct BTFTests {
@@ -494,4 +495,8 @@ struct BTFTests {
     }
     #expect(accepted > 500)
   }
+}
+
+extension BTFBuilder {
+  func build(base: BTF? = nil) throws(BTFError) -> BTF { try BTF(bytes, base: base) }
 }

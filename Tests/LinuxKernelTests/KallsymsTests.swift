@@ -1,5 +1,6 @@
 import LinuxKernel
 import Memory
+import SyntheticDumps
 import Testing
 import X86
 

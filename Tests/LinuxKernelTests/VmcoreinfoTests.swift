@@ -1,5 +1,6 @@
 import LinuxKernel
 import Memory
+import SyntheticDumps
 import Testing
 
 private func text(_ lines: String...) -> [UInt8] {

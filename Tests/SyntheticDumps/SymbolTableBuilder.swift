@@ -1,48 +1,59 @@
-import LinuxKernel
 import Memory
-import X86
 
 /// Writes the tables of kallsyms as scripts/kallsyms.c does, in the forms of all its versions.
-struct SymbolTableBuilder {
-  struct Symbol {
-    var name: String
-    var type: Character = "T"
-    var address: UInt64
+public struct SymbolTableBuilder: Sendable {
+  public struct Symbol: Sendable {
+    public var name: String
+    public var type: Character
+    public var address: UInt64
+
+    public init(name: String, type: Character = "T", address: UInt64) {
+      self.name = name
+      self.type = type
+      self.address = address
+    }
   }
 
   /// How addresses are stored: see `kallsyms_sym_address()` of each version.
-  enum Form: CaseIterable {
+  public enum Form: Sendable, CaseIterable {
     case absolute, baseRelative, absolutePerCPU, placeRelative
   }
 
   /// The order of the tables in memory.
-  enum Order: CaseIterable {
+  public enum Order: Sendable, CaseIterable {
     /// Offsets first. Until 6.4, without and (6.2) with kallsyms_seqs_of_names.
     case offsetsFirst, offsetsFirstWithSequences
     /// Names first. Since 6.5.
     case namesFirst
   }
 
-  var symbols: [Symbol]
-  var form = Form.absolutePerCPU
-  var order = Order.namesFirst
+  public var symbols: [Symbol]
+  public var form = Form.absolutePerCPU
+  public var order = Order.namesFirst
   /// Lengths above 127 take two bytes (since 6.1), else all take one.
-  var twoByteLengths = true
-  var release = "6.1.0-test"
+  public var twoByteLengths = true
+  public var release = "6.1.0-test"
   /// Where the tables begin.
-  var start = VirtualAddress(0xffff_ffff_82a0_1000)
-  var base: UInt64 = 0xffff_ffff_8100_0000
+  public var start = VirtualAddress(0xffff_ffff_82a0_1000)
+  public var base: UInt64 = 0xffff_ffff_8100_0000
   /// What VMCOREINFO says of `SYMBOL()`s; those that are nil as the symbols have it.
-  var exported: [String: UInt64?] = ["_stext": nil, "init_uts_ns": nil, "swapper_pg_dir": nil]
+  public var exported: [String: UInt64?] = ["_stext": nil, "init_uts_ns": nil, "swapper_pg_dir": nil]
 
-  struct Table {
-    var address: VirtualAddress
-    var bytes: [UInt8]
+  public struct Table: Sendable {
+    public var address: VirtualAddress
+    public var bytes: [UInt8]
+
+    public init(address: VirtualAddress, bytes: [UInt8]) {
+      self.address = address
+      self.bytes = bytes
+    }
   }
 
+  public init(symbols: [Symbol]) { self.symbols = symbols }
+
   /// The tables by the names of their symbols, and the text that names them.
-  func build() -> (tables: [String: Table], vmcoreinfo: [UInt8]) {
-    var compression = Compression(symbols.map { Array(String($0.type).utf8) + Array($0.name.utf8) })
+  public func build() -> (tables: [String: Table], vmcoreinfo: [UInt8]) {
+    var compression = TokenCompression(symbols.map { Array(String($0.type).utf8) + Array($0.name.utf8) })
     compression.run()
 
     var names: [UInt8] = []
@@ -137,7 +148,7 @@ struct SymbolTableBuilder {
 
 /// Table compression: the most frequent pair of codes gets a code of its own, again and again, as
 /// often as makes names differ from their codes everywhere.
-private struct Compression {
+private struct TokenCompression {
   var names: [[UInt8]]
   var tokens: [[UInt8]] = Array(repeating: [], count: 256)
 

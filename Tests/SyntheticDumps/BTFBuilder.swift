@@ -1,35 +1,34 @@
-import LinuxKernel
 import Memory
 
 /// Writes BTF, type by type (include/uapi/linux/btf.h).
-struct BTFBuilder {
-  private(set) var types: [UInt8] = []
-  private(set) var strings: [UInt8]
-  private(set) var typeCount: UInt32 = 0
+public struct BTFBuilder: Sendable {
+  public private(set) var types: [UInt8] = []
+  public private(set) var strings: [UInt8]
+  public private(set) var typeCount: UInt32 = 0
   private let firstID: UInt32
   private let firstString: UInt32
 
-  var magic: UInt16 = 0xeb9f
-  var version: UInt8 = 1
+  public var magic: UInt16 = 0xeb9f
+  public var version: UInt8 = 1
   /// Bytes of header behind the fields that were defined first.
-  var headerExtension: [UInt8] = []
+  public var headerExtension: [UInt8] = []
   /// Sizes of kinds, told in the header if there are any.
-  var layouts: [(single: UInt8, element: UInt8)] = []
+  public var layouts: [(single: UInt8, element: UInt8)] = []
 
-  init() {
+  public init() {
     strings = [0]
     firstID = 1
     firstString = 0
   }
 
   /// BTF of a module, whose numbers go on where those of the base end.
-  init(base: BTFBuilder) {
+  public init(base: BTFBuilder) {
     strings = []
     firstID = base.firstID + base.typeCount
     firstString = base.firstString + UInt32(base.strings.count)
   }
 
-  mutating func string(_ text: String) -> UInt32 {
+  public mutating func string(_ text: String) -> UInt32 {
     guard !text.isEmpty else { return 0 }
     let offset = firstString + UInt32(strings.count)
     strings += Array(text.utf8) + [0]
@@ -37,7 +36,7 @@ struct BTFBuilder {
   }
 
   /// Adds a type of any kind and returns its number.
-  mutating func add(
+  public mutating func add(
     _ kind: UInt32, name: UInt32 = 0, count: UInt32 = 0, flag: Bool = false, _ sizeOrType: UInt32,
     _ rest: [UInt32] = []
   ) -> UInt32 {
@@ -47,23 +46,23 @@ struct BTFBuilder {
     return firstID + typeCount - 1
   }
 
-  mutating func integer(
+  public mutating func integer(
     _ name: String, size: UInt32 = 4, signed: Bool = false, offset: UInt32 = 0, bits: UInt32? = nil
   ) -> UInt32 {
     let encoding = (signed ? 1 << 24 : 0) | offset << 16 | (bits ?? size * 8)
     return add(1, name: string(name), size, [encoding])
   }
 
-  mutating func pointer(_ target: UInt32) -> UInt32 { add(2, target) }
+  public mutating func pointer(_ target: UInt32) -> UInt32 { add(2, target) }
 
-  mutating func array(_ element: UInt32, _ count: UInt32) -> UInt32 {
+  public mutating func array(_ element: UInt32, _ count: UInt32) -> UInt32 {
     add(3, 0, [element, element, count])
   }
 
-  typealias Member = (name: String, type: UInt32, offset: UInt32)
+  public typealias Member = (name: String, type: UInt32, offset: UInt32)
 
   /// Offsets in bits, as they are stored.
-  mutating func structure(
+  public mutating func structure(
     _ name: String, size: UInt32, union: Bool = false, flag: Bool = false, _ members: [Member]
   ) -> UInt32 {
     var words: [UInt32] = []
@@ -72,7 +71,7 @@ struct BTFBuilder {
       union ? 5 : 4, name: string(name), count: UInt32(members.count), flag: flag, size, words)
   }
 
-  mutating func enumeration(
+  public mutating func enumeration(
     _ name: String, signed: Bool = false, _ constants: [(name: String, value: Int32)]
   ) -> UInt32 {
     var words: [UInt32] = []
@@ -82,7 +81,7 @@ struct BTFBuilder {
     return add(6, name: string(name), count: UInt32(constants.count), flag: signed, 4, words)
   }
 
-  mutating func enumeration64(
+  public mutating func enumeration64(
     _ name: String, signed: Bool = false, _ constants: [(name: String, value: UInt64)]
   ) -> UInt32 {
     var words: [UInt32] = []
@@ -92,11 +91,11 @@ struct BTFBuilder {
     return add(19, name: string(name), count: UInt32(constants.count), flag: signed, 8, words)
   }
 
-  mutating func typedef(_ name: String, _ type: UInt32) -> UInt32 {
+  public mutating func typedef(_ name: String, _ type: UInt32) -> UInt32 {
     add(8, name: string(name), type)
   }
 
-  var bytes: [UInt8] {
+  public var bytes: [UInt8] {
     var layoutBytes: [UInt8] = []
     for layout in layouts { layoutBytes += [layout.single, layout.element, 0, 0] }
     var fields = [0, types.count, types.count + layoutBytes.count, strings.count]
@@ -112,6 +111,4 @@ struct BTFBuilder {
     bytes += strings
     return bytes
   }
-
-  func build(base: BTF? = nil) throws(BTFError) -> BTF { try BTF(bytes, base: base) }
 }
