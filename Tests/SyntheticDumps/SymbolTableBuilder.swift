@@ -37,7 +37,9 @@ public struct SymbolTableBuilder: Sendable {
   public var start = VirtualAddress(0xffff_ffff_82a0_1000)
   public var base: UInt64 = 0xffff_ffff_8100_0000
   /// What VMCOREINFO says of `SYMBOL()`s; those that are nil as the symbols have it.
-  public var exported: [String: UInt64?] = ["_stext": nil, "init_uts_ns": nil, "swapper_pg_dir": nil]
+  public var exported: [String: UInt64?] = [
+    "_stext": nil, "init_uts_ns": nil, "swapper_pg_dir": nil,
+  ]
 
   public struct Table: Sendable {
     public var address: VirtualAddress
@@ -53,7 +55,8 @@ public struct SymbolTableBuilder: Sendable {
 
   /// The tables by the names of their symbols, and the text that names them.
   public func build() -> (tables: [String: Table], vmcoreinfo: [UInt8]) {
-    var compression = TokenCompression(symbols.map { Array(String($0.type).utf8) + Array($0.name.utf8) })
+    var compression = TokenCompression(
+      symbols.map { Array(String($0.type).utf8) + Array($0.name.utf8) })
     compression.run()
 
     var names: [UInt8] = []

@@ -1,0 +1,120 @@
+/// What the structures of a host have that lead to its guests: Linux 6.1 to 6.16, with kvm_amd.
+/// Tests change it into what other kernels have.
+extension KernelTypes {
+  public static func host(seed: UInt64) -> KernelTypes {
+    KernelTypes(
+      linux.merging(kvm) { first, _ in first }.merging(svm) { first, _ in first }, seed: seed)
+  }
+
+  private static let linux: [String: CStructure] = [
+    "list_head": CStructure(["next": .pointer(to: "list_head"), "prev": .pointer(to: "list_head")]),
+    "hlist_head": CStructure(["first": .pointer(to: "hlist_node")]),
+    "hlist_node": CStructure([
+      "next": .pointer(to: "hlist_node"), "pprev": .pointer(.pointer(to: "hlist_node")),
+    ]),
+    "atomic_t": CStructure(["counter": .s32]),
+    "xarray": CStructure(["xa_flags": .u32, "xa_head": .pointer(.void)]),
+    "xa_node": CStructure([
+      "shift": .u8, "offset": .u8, "count": .u8, "slots": .array(.pointer(.void), 64),
+    ]),
+    "module": CStructure([
+      "state": .u32, "list": .named("list_head"), "name": .array(.char, 56),
+      "kallsyms": .pointer(to: "mod_kallsyms"), "core_kallsyms": .named("mod_kallsyms"),
+    ]),
+    "mod_kallsyms": CStructure([
+      "symtab": .pointer(.void), "num_symtab": .u32, "strtab": .pointer(.char),
+    ]),
+    "btf_module": CStructure([
+      "list": .named("list_head"), "btf": .pointer(to: "btf"), "module": .pointer(to: "module"),
+    ]),
+    "btf": CStructure(["data": .pointer(.void), "data_size": .u32, "id": .u32]),
+    "task_struct": CStructure([
+      "flags": .u32, "tasks": .named("list_head"), "mm": .pointer(to: "mm_struct"),
+      "active_mm": .pointer(to: "mm_struct"), "comm": .array(.char, 16), "pid": .s32,
+    ]),
+    "mm_struct": CStructure([
+      "": .anonymous(
+        CStructure([
+          "pgd": .pointer(.void), "arg_start": .u64, "arg_end": .u64, "env_start": .u64,
+          "owner": .pointer(to: "task_struct"),
+        ]))
+    ]),
+    "page": CStructure([
+      "flags": .u64,
+      "": .anonymous(
+        CStructure(
+          [
+            "": .anonymous(
+              CStructure([
+                "lru": .named("list_head"), "mapping": .pointer(to: "address_space"),
+                "index": .u64, "private": .u64,
+              ]))
+          ], isUnion: true)),
+      "compound_head": .u64, "_refcount": .named("atomic_t"),
+    ]),
+    "address_space": CStructure(["i_pages": .named("xarray"), "a_ops": .pointer(.void)]),
+    "upid": CStructure(["nr": .s32]),
+    "pid": CStructure(["level": .u32, "numbers": .array(.named("upid"), 1)]),
+  ]
+
+  static let linuxRoots = [
+    "module", "btf_module", "task_struct", "mm_struct", "page", "address_space", "xa_node", "pid",
+    "list_head", "hlist_head",
+  ]
+
+  private static let kvm: [String: CStructure] = [
+    "kvm": CStructure([
+      "vm_list": .named("list_head"), "mm": .pointer(to: "mm_struct"), "userspace_pid": .s32,
+      "memslots": .array(.pointer(to: "kvm_memslots"), 2), "vcpu_array": .named("xarray"),
+      "online_vcpus": .named("atomic_t"),
+    ]),
+    "kvm_memslots": CStructure([
+      "id_hash": .array(.named("hlist_head"), 128), "node_idx": .s32, "generation": .u64,
+    ]),
+    "kvm_memory_slot": CStructure([
+      "id_node": .array(.named("hlist_node"), 2), "base_gfn": .u64, "npages": .u64,
+      "userspace_addr": .u64, "flags": .u32, "id": .s16, "as_id": .u16,
+    ]),
+    "kvm_vcpu": CStructure([
+      "arch": .named("kvm_vcpu_arch"), "mode": .s32, "cpu": .s32, "pid": .pointer(to: "pid"),
+      "vcpu_id": .s32,
+    ]),
+    "kvm_vcpu_arch": CStructure([
+      "regs": .array(.u64, 17), "cr0": .u64, "cr2": .u64, "cr3": .u64, "cr4": .u64, "cr8": .u64,
+      "efer": .u64, "apic_base": .u64, "xcr0": .u64, "pat": .u64, "dr6": .u64, "dr7": .u64,
+      "db": .array(.u64, 4),
+    ]),
+    "kvm_x86_ops": CStructure(["name": .pointer(.char), "hardware_enable": .pointer(.void)]),
+  ]
+
+  static let kvmRoots = ["kvm", "kvm_memory_slot", "kvm_vcpu", "kvm_x86_ops"]
+
+  private static let svm: [String: CStructure] = [
+    "kvm_svm": CStructure([
+      "kvm": .named("kvm"), "avic_vm_id": .u32, "sev_info": .named("kvm_sev_info"),
+    ]),
+    "kvm_sev_info": CStructure(["active": .u8, "es_active": .u8, "asid": .u32]),
+    "vcpu_svm": CStructure([
+      "vcpu": .named("kvm_vcpu"), "vmcb": .pointer(to: "vmcb"), "vmcb01": .named("kvm_vmcb_info"),
+      "current_vmcb": .pointer(to: "kvm_vmcb_info"), "nested": .named("svm_nested_state"),
+    ]),
+    "kvm_vmcb_info": CStructure(["ptr": .pointer(to: "vmcb"), "pa": .u64, "cpu": .s32]),
+    "svm_nested_state": CStructure(["vmcb02": .named("kvm_vmcb_info"), "hsave_msr": .u64]),
+    "vmcb": CStructure([
+      "control": .named("vmcb_control_area"), "save": .named("vmcb_save_area"),
+    ]),
+    "vmcb_control_area": CStructure(["intercepts": .array(.u32, 6), "nested_ctl": .u64]),
+    "vmcb_save_area": CStructure(
+      [
+        "es", "cs", "ss", "ds", "fs", "gs", "gdtr", "ldtr", "idtr", "tr",
+      ].map { CMember($0, .named("vmcb_seg")) }
+        + [
+          "efer", "cr4", "cr3", "cr0", "dr7", "dr6", "rflags", "rip", "rsp", "rax", "star", "lstar",
+          "cstar", "sfmask", "kernel_gs_base", "sysenter_cs", "sysenter_esp", "sysenter_eip",
+          "cr2",
+        ].map { CMember($0, .u64) } + [CMember("cpl", .u8)]),
+    "vmcb_seg": CStructure(["selector": .u16, "attrib": .u16, "limit": .u32, "base": .u64]),
+  ]
+
+  static let svmRoots = ["kvm_svm", "vcpu_svm"]
+}
