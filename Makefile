@@ -1,0 +1,103 @@
+# vmcore-split: `make help` lists what there is.
+
+PREFIX = /usr/local
+LAB = .lab
+SCENARIOS =
+KERNEL =
+
+BINARY = .build/release/vmcore-split
+SAMPLE = Samples/amd-host.kdump
+DEMO = .build/demo
+SOURCES = Package.swift Sources Tests
+
+# What the program, its tests, and the Swift toolchain itself need from Debian.
+PACKAGES = \
+	libdw-dev libelf-dev liblzo2-dev libsnappy-dev libzstd-dev pkg-config zlib1g-dev \
+	mandoc \
+	g++ libcurl4 libncurses6 libsqlite3-0 libxml2
+
+SWIFT_MINIMUM = 6.3
+
+.PHONY: build deps toolchain test lab lab-test demo install uninstall format lint clean help
+.NOTPARALLEL:
+
+build: toolchain ## build the program: .build/release/vmcore-split
+	swift build -c release --static-swift-stdlib --product vmcore-split
+
+deps: ## install what is missing of the Debian packages that building and testing need
+	@missing=; \
+	command -v dpkg-query >/dev/null || { \
+	  echo "not Debian: if the build fails, install the counterparts of: $(PACKAGES)"; exit 0; }; \
+	for package in $(PACKAGES); do \
+	  dpkg-query -W -f '$${Status}' $$package 2>/dev/null | grep -q 'ok installed' || \
+	    missing="$$missing $$package"; \
+	done; \
+	[ -n "$$missing" ] || exit 0; \
+	sudo=; [ "$$(id -u)" = 0 ] || sudo=sudo; \
+	set -ex; \
+	$$sudo apt-get update -q </dev/null; \
+	$$sudo env DEBIAN_FRONTEND=noninteractive \
+	  apt-get install -q -y --no-install-recommends $$missing </dev/null
+
+toolchain:
+	@version=$$(swift --version | sed -n 's/.*Swift version \([0-9.]*\).*/\1/p'); \
+	[ "$$(printf '%s\n' $(SWIFT_MINIMUM) "$$version" | sort -V | head -n 1)" = $(SWIFT_MINIMUM) ] || { \
+	  echo "Swift $(SWIFT_MINIMUM) or newer is needed; found: $${version:-none}."; \
+	  echo "Debian has no package of it: get it from https://www.swift.org/install/linux/ and"; \
+	  echo "put its usr/bin into PATH."; \
+	  exit 1; } >&2
+
+test: deps toolchain ## run the tests
+	swift test
+
+lab: ## boot hosts with guests and dump them into LAB (SCENARIOS="two kdump", KERNEL=6.12)
+	KERNEL='$(KERNEL)' lab/svm/build.sh $(LAB) $(SCENARIOS)
+
+lab-test: build ## extract every guest of the lab's dumps and compare it with the truth
+	lab/test $(LAB) $(SCENARIOS)
+
+demo: deps build ## show the program at work on the sample
+	rm -rf $(DEMO)
+	$(BINARY) list $(SAMPLE)
+	$(BINARY) registers $(SAMPLE)
+	$(BINARY) $(SAMPLE) -o $(DEMO)/
+	ls -ls $(DEMO)
+	for vmcore in $(DEMO)/*.vmcore; do $(BINARY) check $$vmcore || exit 1; done
+
+# Builds only if there is no build yet: as root there may be no Swift.
+$(BINARY):
+	$(MAKE) build
+
+install: $(BINARY) ## install program, manual and completions below PREFIX (and DESTDIR)
+	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/share/man/man1 \
+	  $(DESTDIR)$(PREFIX)/share/bash-completion/completions \
+	  $(DESTDIR)$(PREFIX)/share/zsh/site-functions \
+	  $(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d
+	install -s -m 755 $(BINARY) $(DESTDIR)$(PREFIX)/bin/vmcore-split
+	install -m 644 man/vmcore-split.1 $(DESTDIR)$(PREFIX)/share/man/man1/
+	$(BINARY) --generate-completion-script bash \
+	  >$(DESTDIR)$(PREFIX)/share/bash-completion/completions/vmcore-split
+	$(BINARY) --generate-completion-script zsh \
+	  >$(DESTDIR)$(PREFIX)/share/zsh/site-functions/_vmcore-split
+	$(BINARY) --generate-completion-script fish \
+	  >$(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d/vmcore-split.fish
+
+uninstall: ## remove what install put there
+	rm -f $(DESTDIR)$(PREFIX)/bin/vmcore-split \
+	  $(DESTDIR)$(PREFIX)/share/man/man1/vmcore-split.1 \
+	  $(DESTDIR)$(PREFIX)/share/bash-completion/completions/vmcore-split \
+	  $(DESTDIR)$(PREFIX)/share/zsh/site-functions/_vmcore-split \
+	  $(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d/vmcore-split.fish
+
+format: ## format the sources
+	swift format --in-place --parallel --recursive $(SOURCES)
+
+lint: ## complain about style, and about the manual's markup
+	swift format lint --strict --parallel --recursive $(SOURCES)
+	mandoc -T lint -W warning man/vmcore-split.1
+
+clean: ## remove what the build made (not the lab's dumps)
+	rm -rf .build
+
+help: ## show this
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
