@@ -214,7 +214,7 @@ import Testing
     }
   }
 
-  // Two bits per frame must not become memory where a machine has no frames.
+  // Where the memory of a machine lies far apart, whole pieces of the bitmaps are zero.
   @Test func opensADumpWithMemoryAtTheTopOfTheAddressSpace() throws {
     let top: UInt64 = 1 << 27
     var file = SyntheticMemory().kdump(

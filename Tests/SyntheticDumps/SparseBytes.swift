@@ -17,6 +17,13 @@ struct SparseBytes: Sendable {
     }
   }
 
+  /// Sets a bit of the bitmap at `offset`, a multiple of 4096.
+  mutating func setBit(_ index: UInt64, ofBitmapAt offset: UInt64) {
+    let byte = index / 8 % pageSize
+    blocks[(offset >> pageShift) + (index >> (pageShift + 3)), default: Self.zeros][Int(byte)] |=
+      1 << UInt8(index % 8)
+  }
+
   /// Holes read as zeros.
   func read(at offset: UInt64, count: Int) -> [UInt8] {
     var bytes: [UInt8] = []

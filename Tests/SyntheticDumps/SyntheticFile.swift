@@ -25,6 +25,11 @@ public struct SyntheticFile: Sendable {
     write(bytes, at: offset)
   }
 
+  /// Sets a bit of a bitmap that lies in the file, at a multiple of 4096.
+  mutating func setBit(_ index: UInt64, ofBitmapAt offset: UInt64) {
+    content.setBit(index, ofBitmapAt: offset)
+  }
+
   /// Cuts the file, or makes it longer by a hole.
   public mutating func resize(to newSize: UInt64) {
     if newSize < size {

@@ -105,19 +105,15 @@ extension SyntheticMemory {
 
     let bitmapSize = block * bitmapBlocks
     file.resize(to: descriptorOffset)
-    func set(_ frame: UInt64, bitmapAt offset: UInt64) {
-      let byte = file.load(UInt8.self, at: offset + frame / 8)
-      file.store(byte | 1 << UInt8(frame % 8), at: offset + frame / 8)
-    }
     if !options.hasOneBitmap {
       for range in ram {
         for frame in range.lowerBound.rawValue..<range.upperBound.rawValue {
-          set(frame, bitmapAt: bitmapOffset)
+          file.setBit(frame, ofBitmapAt: bitmapOffset)
         }
       }
     }
     let storedOffset = options.hasOneBitmap ? bitmapOffset : bitmapOffset + bitmapSize / 2
-    for frame in stored { set(frame.rawValue, bitmapAt: storedOffset) }
+    for frame in stored { file.setBit(frame.rawValue, ofBitmapAt: storedOffset) }
 
     var descriptors: [UInt8] = []
     var offset = descriptorOffset + 24 * UInt64(stored.count)
