@@ -32,7 +32,6 @@ forms() {
 	form "$source" "$base.lzo.d31" -l -d 31
 	form "$source" "$base.zstd.d1" -z -d 1
 	form "$source" "$base.zstd.d23" -z -d 23
-	form "$source" "$base.elf.d0" -E -d 0
 	form "$source" "$base.elf.d17" -E -d 17
 	form "$source" "$base.elf.d31" -E -d 31
 	# Debian has no makedumpfile with snappy
