@@ -25,6 +25,13 @@ func systemLibrary(_ name: String, pkgConfig: String, debian package: String) ->
   .systemLibrary(name: name, pkgConfig: pkgConfig, providers: [.apt([package])])
 }
 
+// The known layouts of Intel's VMCS: data, compiled in so that the program stays one file.
+let vmcsLayouts = [
+  "bochs-generic", "hyperv-evmcs-v1", "kvm-vmcs12", "rev-0x04-skylake-coffeelake",
+  "rev-0x0d-penryn", "rev-0x0e-nehalem", "rev-0x0f-westmere", "rev-0x10-sandybridge-ivybridge",
+  "rev-0x12-haswell-broadwell", "xen-vvmcs",
+]
+
 let package = Package(
   name: "vmcore-split",
   products: [.executable(name: "vmcore-split", targets: ["vmcore-split"])],
@@ -50,7 +57,11 @@ let package = Package(
         .product(name: "SystemPackage", package: "swift-system"),
       ]),
     library("LinuxKernel", uses: ["Memory", "X86"]),
-    library("KVMHost", uses: ["Memory", "X86", "LinuxKernel", "Guest"]),
+    .target(
+      name: "KVMHost", dependencies: ["Memory", "X86", "LinuxKernel", "Guest"],
+      resources: vmcsLayouts.map { .embedInCode("VMX/Layouts/\($0).txt") } + [
+        .embedInCode("VMX/VMCSFields.tsv")
+      ], cSettings: cSettings, swiftSettings: swiftSettings),
     library(
       "GuestVmcore",
       uses: [

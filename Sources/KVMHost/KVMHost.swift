@@ -11,24 +11,34 @@ public struct KVMHost: Sendable {
   /// KVM's own types: its module's, or the kernel's when it is built in.
   let types: BTF
   let vendor: Vendor
+  /// Layouts of the VMCS that came with the dump or from the user; trusted before those known.
+  let vmcsLayouts: [VMCSLayout]
+  private let module: KernelModule?
+  private let vendorModule: KernelModule?
   private let list: VirtualAddress
 
   /// - Parameters:
   ///   - kernel: the host's kernel.
   ///   - source: the dump's memory.
   ///   - processors: what the dump's own notes say of the host's processors.
+  ///   - vmcsLayouts: layouts of Intel's VMCS that the dump or the user tells.
   public init(
-    _ kernel: LinuxKernel, in source: any FrameSource, processors: HostProcessors
+    _ kernel: LinuxKernel, in source: any FrameSource, processors: HostProcessors,
+    vmcsLayouts: [VMCSLayout] = []
   ) throws(KVMError) {
     self.kernel = kernel
     self.source = source
     self.processors = processors
+    self.vmcsLayouts = vmcsLayouts
     let list: VirtualAddress?
     do throws(KernelError) {
-      let module = try kernel.module("kvm")
+      module = try kernel.module("kvm")
       types = module?.types ?? kernel.types
       list = try module?.address(of: "vm_list") ?? kernel.symbols.address(of: "vm_list")
       vendor = try Vendor(of: kernel, kvm: module)
+      vendorModule = try vendor.moduleName.flatMap { name throws(KernelError) in
+        try kernel.module(name)
+      }
     } catch {
       throw .kernel(error)
     }
@@ -62,6 +72,12 @@ public struct KVMHost: Sendable {
     return (guests, failures)
   }
 
+  /// A symbol of KVM, be it a module or built in.
+  func symbol(_ name: String) -> VirtualAddress? {
+    (try? module?.address(of: name)) ?? (try? vendorModule?.address(of: name))
+      ?? kernel.symbols.address(of: name)
+  }
+
   func structure(_ name: String) throws(KernelError) -> BTFType {
     guard let type = types.structure(named: name) else { throw .noType(name) }
     return type
@@ -71,7 +87,7 @@ public struct KVMHost: Sendable {
 /// Whose virtualisation the host's KVM drives, with the types of that module.
 enum Vendor: Sendable {
   case svm(BTF)
-  case vmx
+  case vmx(BTF)
   case unknown
 
   /// `kvm_x86_ops.name` tells (since 6.1, 08a9d59c6a0e); before that, which module is loaded.
@@ -79,11 +95,12 @@ enum Vendor: Sendable {
     let amd = try kernel.module("kvm_amd")
     var name = Self.operationsName(kernel, kvm)
     if name == nil, amd != nil { name = "kvm_amd" }
-    if name == nil, try kernel.module("kvm_intel") != nil { name = "kvm_intel" }
+    let intel = try kernel.module("kvm_intel")
+    if name == nil, intel != nil { name = "kvm_intel" }
     self =
       switch name {
       case "kvm_amd": .svm(amd?.types ?? kernel.types)
-      case "kvm_intel": .vmx
+      case "kvm_intel": .vmx(intel?.types ?? kernel.types)
       default: .unknown
       }
   }
@@ -98,6 +115,14 @@ enum Vendor: Sendable {
       let text = try? name.pointer()
     else { return nil }
     return try? kernel.memory.string(text)
+  }
+
+  var moduleName: String? {
+    switch self {
+    case .svm: "kvm_amd"
+    case .vmx: "kvm_intel"
+    case .unknown: nil
+    }
   }
 
   var backend: String {

@@ -23,20 +23,45 @@ struct KVMProcessor {
       return
     }
     var registers = try KVMRegisters(vcpu, types: host.types).read()
-    if case .svm(let types) = host.vendor {
+    let runsNestedGuest: Bool
+    switch host.vendor {
+    case .svm(let types):
       let svm = try SVMProcessor(vcpu, types: types)
       try svm.read(into: &registers)
-      if try svm.runsNestedGuest() {
+      runsNestedGuest = try svm.runsNestedGuest()
+    case .vmx(let types):
+      let vmx = try VMXProcessor(vcpu, on: host, types: types)
+      runsNestedGuest = try vmx.runsNestedGuest()
+      switch vmx.decoding() {
+      case .decoded(let layout, let agreeing):
+        try vmx.read(by: layout, into: &registers)
         findings.append(
           Finding(
-            .warning, "vcpu.nested",
-            "vCPU \(index) was running a guest of its own: its registers are that guest's"))
+            .note, "vcpu.vmcs-layout",
+            "vCPU \(index): VMCS read by \(layout.origin), which \(agreeing) values that KVM"
+              + " remembers confirm"))
+      case .noLayout(let revision, let tried):
+        findings.append(
+          Finding(
+            .warning, "vcpu.vmcs-unreadable",
+            "vCPU \(index): the VMCS in memory (revision \(hexadecimal(UInt64(revision)))) "
+              + (tried == 0
+                ? "has a layout that is not known"
+                : "agrees with none of \(tried) layouts for it: it is not current, or has another")
+              + "; give its layout with --vmcsinfo"))
       }
-    } else {
+    case .unknown:
+      runsNestedGuest = false
       findings.append(
         Finding(
           .warning, "vcpu.no-control-block",
           "vCPU \(index): registers kept in the processor's control block are not known"))
+    }
+    if runsNestedGuest {
+      findings.append(
+        Finding(
+          .warning, "vcpu.nested",
+          "vCPU \(index) was running a guest of its own: its registers are that guest's"))
     }
     let isInGuestMode = try vcpu["mode"].signed() == Self.inGuestMode(host.types)
     guard isInGuestMode else {

@@ -1,4 +1,5 @@
 import LinuxKernel
+import Memory
 import X86
 
 /// The copies of a vCPU's registers that KVM keeps itself, in `kvm_vcpu.arch`.
@@ -29,12 +30,26 @@ struct KVMRegisters {
       }
       file[register] = try copy(object, of: "arch.\(member)", availableBy: index)
     }
+    if let priority = try taskPriority() { file[.cr8] = priority }
     let breakpoints = try arch["db"]
     for (index, register) in [Register.dr0, .dr1, .dr2, .dr3].enumerated() {
       file[register] = .known(
         try breakpoints.element(index).unsigned(), RegisterSource(.kvm, "arch.db[\(index)]"))
     }
     return file
+  }
+
+  /// With KVM's own APIC, CR8 is the upper half of the task priority in its register page, at 80h
+  /// (SDM vol. 3A 11.8.6); `arch.cr8` is in use without one only.
+  private func taskPriority() throws(KernelError) -> Reading<UInt64>? {
+    guard let apic = try arch.memberIfPresent("apic")?.dereferenced() else { return nil }
+    // The kernel's own types know kvm_lapic by name alone: its members are KVM's.
+    guard let type = types.structure(named: "kvm_lapic"),
+      let page = try? apic.cast(to: type)["regs"].pointer(),
+      let priority = try? arch.memory.load(page + 0x80, as: UInt32.self)
+    else { return .unknown(reason: "the APIC's registers are not in the dump") }
+    return .known(
+      UInt64(priority) >> 4 & 0xf, RegisterSource(.kvm, "arch.apic->regs, task priority"))
   }
 
   /// Copies of registers that a member of `kvm_vcpu.arch` has, with the bit that says whether the

@@ -38,6 +38,8 @@ public struct RegisterSource: Hashable, Sendable {
   public enum Kind: String, Hashable, Sendable, CaseIterable {
     /// The save area of AMD's virtual machine control block.
     case vmcb
+    /// Intel's virtual machine control structure.
+    case vmcs
     /// A copy that KVM keeps in `struct kvm_vcpu`.
     case kvm
     /// The registers of the host's processor, as the host dump's own notes have them, taken while

@@ -30,6 +30,13 @@ public struct SegmentAttributes: Hashable, Sendable {
     self.init(descriptor: (UInt32(packed) & 0xff) << 8 | (UInt32(packed) & 0xf00) << 12)
   }
 
+  /// From the access rights of a VMCS (SDM vol. 3C 24.4.1): descriptor bits 8-15 in 0-7, 20-23 in
+  /// 12-15, and "unusable" in 16.
+  public init(vmx rights: UInt32) {
+    self.init(
+      descriptor: rights & 1 << 16 != 0 ? 0 : (rights & 0xff) << 8 | (rights & 0xf000) << 8)
+  }
+
   /// A segment that cannot be used.
   public static let unusable = SegmentAttributes(descriptor: 0)
 

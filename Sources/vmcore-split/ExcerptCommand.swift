@@ -32,8 +32,7 @@ struct Excerpt: ParsableCommand {
 
   func run() throws {
     let recorder = FrameRecorder()
-    let host = try HostAnalysis(
-      common.dump, selecting: common.guest, threads: common.threadCount, recorder: recorder)
+    let host = try HostAnalysis(common, recorder: recorder)
     // What the other commands ask for is asked for here, so that the copy answers them all.
     for guest in host.guests { _ = MemorySurvey(of: guest.memory) }
     let wanted = try HostAnalysis.select(withGuest, from: withGuest.isEmpty ? [] : host.guests)

@@ -26,7 +26,7 @@ struct Extract: ParsableCommand {
   var force = false
 
   func run() throws {
-    let host = try HostAnalysis(common.dump, selecting: common.guest, threads: common.threadCount)
+    let host = try HostAnalysis(common)
     for failure in host.failures { Console.error(failure) }
     let targets = try OutputNames(for: host.guests, output: output)
     var isComplete = host.failures.isEmpty

@@ -13,16 +13,11 @@ struct HostAnalysis {
   let guests: [Guest]
   let failures: [KVMError]
 
-  /// - Parameters:
-  ///   - selection: names, UUIDs or pids; all guests if empty.
-  ///   - record: told of every page that finding the guests needed.
-  init(
-    _ path: String, selecting selection: [String], threads: Int,
-    recorder: FrameRecorder? = nil
-  ) throws {
+  /// - Parameter recorder: told of every page that finding the guests needed.
+  init(_ options: CommonOptions, recorder: FrameRecorder? = nil) throws {
     let dump: DumpFile
     do throws(DumpFileError) {
-      dump = try DumpFile.open(FilePath(path))
+      dump = try DumpFile.open(FilePath(options.dump))
     } catch {
       throw Failure(error)
     }
@@ -32,16 +27,20 @@ struct HostAnalysis {
           + " lies behind is missing [dump.incomplete]")
     }
     let source: any FrameSource = recorder.map { RecordingSource(dump, $0) } ?? dump
-    let kernel = try Self.kernel(of: dump, source, threads: threads)
+    let kernel = try Self.kernel(of: dump, source, threads: options.threadCount)
     let processors = HostProcessors(
       notes: dump.notes.map { ($0.name, $0.type, $0.description) })
+    let layouts =
+      try options.vmcsinfo.map { try [Self.layout(in: $0)] } ?? [] + Self.layouts(in: dump)
     let found: (guests: [Guest], failures: [KVMError])
     do throws(KVMError) {
-      found = try KVMHost(kernel, in: source, processors: processors).guests()
+      found = try KVMHost(
+        kernel, in: source, processors: processors, vmcsLayouts: layouts
+      ).guests()
     } catch {
       throw Failure(error, status: error.meansNoGuest ? .noGuest : .failure)
     }
-    guests = try Self.select(selection, from: found.guests)
+    guests = try Self.select(options.guest, from: found.guests)
     if guests.isEmpty, let failure = found.failures.first { throw Failure(failure) }
     failures = found.failures
     self.dump = dump
@@ -72,6 +71,28 @@ struct HostAnalysis {
       }
     }
     throw Failure(failure)
+  }
+
+  /// Layouts of the VMCS in notes of the dump.
+  private static func layouts(in dump: DumpFile) -> [VMCSLayout] {
+    dump.notes.filter { $0.name == "VMCSINFO" }.compactMap {
+      VMCSLayout(
+        text: String(decoding: $0.description.prefix { $0 != 0 }, as: UTF8.self),
+        origin: "the dump's VMCSINFO note")
+    }
+  }
+
+  private static func layout(in path: String) throws -> VMCSLayout {
+    let text: String
+    do {
+      text = try TextFile.contents(of: FilePath(path), limit: 1 << 20)
+    } catch let error as Errno {
+      throw Failure(LayoutFileError(path: path, what: error.description))
+    }
+    guard let layout = VMCSLayout(text: text, origin: "the file \(path)") else {
+      throw Failure(LayoutFileError(path: path, what: "there is no layout of a VMCS in it"))
+    }
+    return layout
   }
 
   static func select(_ selection: [String], from guests: [Guest]) throws -> [Guest] {
@@ -113,6 +134,18 @@ struct SelectionError: Diagnosis {
   var name: String { "guest.unknown" }
   var problem: String { "no guest is called \(wanted)" }
   var advice: String? { "guests in this dump: \(known.joined(separator: ", "))" }
+}
+
+/// The file given as VMCS layout is none.
+struct LayoutFileError: Diagnosis {
+  let path: String
+  let what: String
+
+  var name: String { "vmcs.layout-file" }
+  var problem: String { "\(path): \(what)" }
+  var advice: String? {
+    "give the text of a VMCSINFO note, or what the vmcsinfo module tells of the same processor"
+  }
 }
 
 /// A guest with what was found out of its memory.

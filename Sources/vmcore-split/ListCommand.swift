@@ -15,7 +15,7 @@ struct List: ParsableCommand {
   @OptionGroup var report: ReportOptions
 
   func run() throws {
-    let host = try HostAnalysis(common.dump, selecting: common.guest, threads: common.threadCount)
+    let host = try HostAnalysis(common)
     // A guest's symbols take megabytes: of each guest, only what is shown is kept.
     var table = TextTable(
       ["GUEST", "PID", "VCPUS", "RAM", "RECOVERABLE", "BACKEND", "GUEST KERNEL"])

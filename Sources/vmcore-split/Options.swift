@@ -21,6 +21,14 @@ struct CommonOptions: ParsableArguments {
     help: ArgumentHelp("Threads to work with (default: one per processor).", valueName: "n"))
   var threads: Int?
 
+  @Option(
+    name: .long,
+    help: ArgumentHelp(
+      "Layout of the VMCS of the host's processor (Intel), where the dump does not tell it.",
+      valueName: "file"),
+    completion: .file())
+  var vmcsinfo: String?
+
   @Flag(name: .shortAndLong, help: "Say only what went wrong.")
   var quiet = false
 

@@ -11,7 +11,7 @@ struct Registers: ParsableCommand {
   @OptionGroup var report: ReportOptions
 
   func run() throws {
-    let host = try HostAnalysis(common.dump, selecting: common.guest, threads: common.threadCount)
+    let host = try HostAnalysis(common)
     var reports: [GuestReport] = []
     for guest in host.guests {
       let analysis = GuestAnalysis(guest, in: host.dump, threads: common.threadCount)

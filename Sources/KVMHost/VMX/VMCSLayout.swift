@@ -1,0 +1,98 @@
+import Memory
+
+/// Where a processor keeps the fields of a VMCS in its region, which Intel does not tell.
+public struct VMCSLayout: Sendable {
+  /// Where the layout was learnt, as it is told to the user.
+  public let origin: String
+  /// The revision identifier that it belongs to (IA32_VMX_BASIC bits 30:0), if that is known.
+  /// Layouts and identifiers do not belong together one to one.
+  public let revision: UInt32?
+  private var places: [VMCSField: Place] = [:]
+  var accessRights: AccessRightsForm
+
+  /// How a field is stored.
+  enum Place: Hashable, Sendable {
+    /// In consecutive bytes.
+    case bytes(offset: Int, size: Int)
+    /// Bit by bit: for each bit of the value its bit in the region, nil for one that is not stored.
+    case bits([UInt16?])
+  }
+
+  /// How the eight fields of access rights are stored. None of the ways is documented; they show
+  /// in regions of real processors.
+  enum AccessRightsForm: String, Hashable, Sendable {
+    case plain
+    /// The value rotated left by 8.
+    case rotated
+    /// In 16 bits: the low ones of the value, with "unusable" (bit 16) in bit 11, which is reserved.
+    case packed
+  }
+
+  init(
+    origin: String, revision: UInt32?, places: [VMCSField: Place],
+    accessRights: AccessRightsForm
+  ) {
+    self.origin = origin
+    self.revision = revision
+    self.places = places
+    self.accessRights = accessRights
+  }
+
+  /// The fields that the layout knows, in order.
+  var fields: [VMCSField] { places.keys.sorted() }
+
+  func place(of field: VMCSField) -> Place? { places[field] }
+
+  /// A field's value in a region, as VMREAD gives it; nil if the layout does not know the field or
+  /// the region ends before it.
+  func value(of field: VMCSField, in region: [UInt8]) -> UInt64? {
+    switch places[field] {
+    case nil: return nil
+    case .bits(let bits):
+      var value: UInt64 = 0
+      for (index, bit) in bits.enumerated().prefix(64) {
+        guard let bit else { continue }
+        guard let byte = region.load(UInt8.self, at: Int(bit >> 3)) else { return nil }
+        value |= UInt64(byte >> (bit & 7) & 1) << UInt64(index)
+      }
+      return value
+    case .bytes(let offset, let size):
+      guard let stored = Self.load(region, offset, size) else { return nil }
+      guard field.isAccessRights else { return stored }
+      return accessRights.decode(UInt32(truncatingIfNeeded: stored))
+    }
+  }
+
+  private static func load(_ region: [UInt8], _ offset: Int, _ size: Int) -> UInt64? {
+    switch size {
+    case 1: region.load(UInt8.self, at: offset).map(UInt64.init)
+    case 2: region.load(UInt16.self, at: offset).map(UInt64.init)
+    case 4: region.load(UInt32.self, at: offset).map(UInt64.init)
+    case 8: region.load(UInt64.self, at: offset)
+    default: nil
+    }
+  }
+}
+
+extension VMCSLayout.AccessRightsForm {
+  func decode(_ stored: UInt32) -> UInt64 {
+    switch self {
+    case .plain: UInt64(stored)
+    case .rotated: UInt64(stored >> 8 | stored << 24)
+    case .packed: UInt64(stored & 0xf0ff | (stored & 0x800) << 5)
+    }
+  }
+
+  func encode(_ value: UInt32) -> UInt32 {
+    switch self {
+    case .plain: value
+    case .rotated: value << 8 | value >> 24
+    case .packed: value & 0xf0ff | (value >> 5) & 0x800
+    }
+  }
+}
+
+extension VMCSField {
+  /// GUEST_ES_AR_BYTES to GUEST_TR_AR_BYTES.
+  var isAccessRights: Bool { (0x4814...0x4822).contains(encoding) }
+}

@@ -1,0 +1,151 @@
+import Memory
+
+extension VMCSLayout {
+  /// A layout out of a text that a dump holds or a user gives: `VMCSINFO/1`, the note of 2012, or a
+  /// table. Nil if there is no field in it.
+  public init?(text: String, origin: String) {
+    guard let layout = VMCSLayoutText.parse(text, origin: origin) else { return nil }
+    self = layout
+  }
+}
+
+/// The texts that layouts come in: the tables of the built-in database, the `VMCSINFO/1` text, and
+/// the VMCSINFO note of 2012.
+enum VMCSLayoutText {
+  /// A table of the database: `0xENCODING NAME offset 0xOFFSET bytes …`, with a head of comments,
+  /// `# revision_id:` and `# access_rights_format:` among them.
+  static func table(_ text: String, origin: String) -> VMCSLayout? {
+    var places: [VMCSField: VMCSLayout.Place] = [:]
+    var revision: UInt32?
+    var form = VMCSLayout.AccessRightsForm.plain
+    for line in text.split(separator: "\n") {
+      if let value = line.value(after: "# revision_id:") {
+        revision = number(value.prefix { $0 != " " })
+      } else if let value = line.value(after: "# access_rights_format:") {
+        if value.hasPrefix("rotate8") { form = .rotated }
+        if value.hasPrefix("pack16") { form = .packed }
+      }
+      let columns = line.split(separator: " ")
+      guard columns.count >= 5, let encoding = number(columns[0]), columns[0].hasPrefix("0x"),
+        let offset = Int(columns[2]), let size = Int(columns[4])
+      else { continue }
+      places[VMCSField(encoding)] = .bytes(offset: offset, size: size)
+    }
+    guard !places.isEmpty else { return nil }
+    return VMCSLayout(origin: origin, revision: revision, places: places, accessRights: form)
+  }
+
+  /// Any of the texts that a dump or a file can hold.
+  static func parse(_ text: String, origin: String) -> VMCSLayout? {
+    if text.hasPrefix("VMCSINFO/1") { return measured(text, origin: origin) }
+    return indexes(text, origin: origin) ?? table(text, origin: origin)
+  }
+
+  /// `VMCSINFO/1`: `REVISION=0x…`, `OFF(encoding)=bytes:offset`, and `BITS(encoding)=bytes:…` with
+  /// the bit in the region for each bit of the value, `ffff` for one that is not stored.
+  private static func measured(_ text: String, origin: String) -> VMCSLayout? {
+    var places: [VMCSField: VMCSLayout.Place] = [:]
+    var revision: UInt32?
+    for line in text.split(separator: "\n").prefix(4096) {
+      if let value = line.value(after: "REVISION=") { revision = number(value) }
+      if line == "END" { break }
+      guard let entry = Entry(line) else { continue }
+      let parts = entry.value.split(separator: ":", maxSplits: 1)
+      guard parts.count == 2, let size = Int(parts[0]),
+        let field = UInt32(entry.key, radix: 16).map(VMCSField.init)
+      else { continue }
+      if entry.keyword == "OFF", let offset = number(parts[1]), offset < 1 << 16 {
+        places[field] = .bytes(offset: Int(offset), size: size)
+      } else if entry.keyword == "BITS" {
+        let bits = parts[1].split(separator: ",").map { UInt16($0, radix: 16) }
+        guard bits.count <= 64, !bits.contains(nil) else { continue }
+        places[field] = .bits(bits.map { $0 == 0xffff ? nil : $0 })
+      }
+    }
+    guard !places.isEmpty else { return nil }
+    // OFF lines of access rights are stored as they read: the others come as BITS.
+    return VMCSLayout(origin: origin, revision: revision, places: places, accessRights: .plain)
+  }
+
+  /// The note of 2012: `REVISION_ID=d`, `FIELD(NAME)=…` with, in each 16 bits, the index that the
+  /// field's place in the region had been filled with; or, in a later form, the plain offset.
+  private static func indexes(_ text: String, origin: String) -> VMCSLayout? {
+    var places: [VMCSField: VMCSLayout.Place] = [:]
+    var revision: UInt32?
+    var form = VMCSLayout.AccessRightsForm.plain
+    for line in text.split(separator: "\n").prefix(4096) {
+      if let value = line.value(after: "REVISION_ID=") { revision = UInt32(value, radix: 16) }
+      guard let entry = Entry(line), entry.keyword == "FIELD",
+        let field = VMCSField.named(entry.key), let value = UInt64(entry.value, radix: 16)
+      else { continue }
+      if let offset = FilledIndex.offset(value, size: field.size) {
+        places[field] = .bytes(offset: offset, size: field.size)
+      } else if field.isAccessRights,
+        let offset = FilledIndex.offset(
+          VMCSLayout.AccessRightsForm.rotated.encode(UInt32(truncatingIfNeeded: value)), size: 4)
+      {
+        // VMREAD rotated what the region was filled with.
+        form = .rotated
+        places[field] = .bytes(offset: offset, size: 4)
+      } else if value < 4096, value % 2 == 0 {
+        places[field] = .bytes(offset: Int(value), size: field.size)
+      }
+    }
+    guard !places.isEmpty else { return nil }
+    return VMCSLayout(origin: origin, revision: revision, places: places, accessRights: form)
+  }
+
+  /// Digits with or without `0x`: hexadecimal with it, else decimal.
+  private static func number(_ text: some StringProtocol) -> UInt32? {
+    text.hasPrefix("0x") ? UInt32(text.dropFirst(2), radix: 16) : UInt32(text)
+  }
+
+  /// `KEYWORD(key)=value`.
+  private struct Entry {
+    let keyword: Substring
+    let key: Substring
+    let value: Substring
+
+    init?(_ line: Substring) {
+      guard let open = line.firstIndex(of: "("), let close = line.firstIndex(of: ")"),
+        open < close, line[close...].hasPrefix(")=")
+      else { return nil }
+      keyword = line[..<open]
+      key = line[line.index(after: open)..<close]
+      value = line[close...].dropFirst(2)
+    }
+  }
+}
+
+/// The index that the 2012 series filled each 16 bits of a region with, made from the byte offset:
+/// bits 0-6 of it in bits 1-7, bits 7-13 in bits 9-15, bit 8 set, bit 0 clear, so that a value read
+/// with its bytes turned shows.
+enum FilledIndex {
+  static func encode(_ offset: Int) -> UInt16 {
+    UInt16(truncatingIfNeeded: (offset & 0x7f) << 1 | (offset & 0x3f80) << 2 | 0x100)
+  }
+
+  private static func decode(_ index: UInt16) -> Int? {
+    guard index & 0x101 == 0x100 else { return nil }
+    return Int(index >> 1 & 0x7f) | Int(index >> 2 & 0x3f80)
+  }
+
+  /// The offset that the value of a field of `size` bytes tells: all its words must follow on.
+  static func offset(_ value: some BinaryInteger, size: Int) -> Int? {
+    let words = (0..<(size / 2)).map {
+      UInt16(truncatingIfNeeded: UInt64(value) >> (16 * UInt64($0)))
+    }
+    let offsets = words.map(decode)
+    guard let first = offsets.first ?? nil else { return nil }
+    for (index, offset) in offsets.enumerated() where offset != first + 2 * index { return nil }
+    return first
+  }
+}
+
+extension Substring {
+  /// What follows a prefix, without blanks before it; nil without the prefix.
+  fileprivate func value(after prefix: String) -> Substring? {
+    guard hasPrefix(prefix) else { return nil }
+    return dropFirst(prefix.count).drop { $0 == " " }
+  }
+}
