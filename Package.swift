@@ -53,7 +53,7 @@ let package = Package(
     library(
       "DumpFiles",
       uses: [
-        "Memory", "CElfutils", "CLZO", "CSnappy", "CZlib", "CZstd", "CShim",
+        "Memory", "CLZO", "CSnappy", "CZlib", "CZstd", "CShim",
         .product(name: "SystemPackage", package: "swift-system"),
       ]),
     library("LinuxKernel", uses: ["Memory", "X86"]),

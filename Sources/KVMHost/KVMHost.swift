@@ -17,6 +17,9 @@ public struct KVMHost: Sendable {
   private let vendorModule: KernelModule?
   private let list: VirtualAddress
 
+  /// The name of the finding that no layout fits a VMCS.
+  public static let unreadableVMCS = "vcpu.vmcs-unreadable"
+
   /// - Parameters:
   ///   - kernel: the host's kernel.
   ///   - source: the dump's memory.

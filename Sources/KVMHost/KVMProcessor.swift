@@ -31,6 +31,7 @@ struct KVMProcessor {
       runsNestedGuest = try svm.runsNestedGuest()
     case .vmx(let types):
       let vmx = try VMXProcessor(vcpu, on: host, types: types)
+      try vmx.readCopies(into: &registers)
       runsNestedGuest = try vmx.runsNestedGuest()
       switch vmx.decoding() {
       case .decoded(let layout, let agreeing):
@@ -43,7 +44,7 @@ struct KVMProcessor {
       case .noLayout(let revision, let tried):
         findings.append(
           Finding(
-            .warning, "vcpu.vmcs-unreadable",
+            .warning, KVMHost.unreadableVMCS,
             "vCPU \(index): the VMCS in memory (revision \(hexadecimal(UInt64(revision)))) "
               + (tried == 0
                 ? "has a layout that is not known"

@@ -54,11 +54,28 @@ struct VMMCommandLine {
     }
     // -name web1 and libvirt's -name guest=web1,debug-threads=on
     name = value(of: "name").flatMap { text in
-      let fields = text.split(separator: ",")
+      let fields = Self.fields(text)
       let guest = fields.first { $0.hasPrefix("guest=") }?.dropFirst("guest=".count)
-      let name = guest ?? fields.first ?? ""
+      let name = guest ?? fields.first.flatMap { $0.contains("=") ? nil : $0[...] } ?? ""
       return name.isEmpty ? nil : String(name)
     }
     uuid = value(of: "uuid")
+  }
+
+  /// The parts between commas; two commas stand for one in a part.
+  private static func fields(_ text: String) -> [String] {
+    var fields = [""]
+    var characters = text[...]
+    while let character = characters.popFirst() {
+      if character != "," {
+        fields[fields.count - 1].append(character)
+      } else if characters.first == "," {
+        characters.removeFirst()
+        fields[fields.count - 1].append(",")
+      } else {
+        fields.append("")
+      }
+    }
+    return fields
   }
 }

@@ -162,10 +162,11 @@ public struct KernelObject: Sendable {
     of type: BTFType, link: String, limit: Int
   ) throws(KernelError) -> [KernelObject] {
     var elements: [KernelObject] = []
+    var circle = CircleCheck()
     var node = try member("next").required()
     while node.address != address {
       // A list that does not come back to its head leads through `limit` nodes at most.
-      guard elements.count < limit else {
+      guard elements.count < limit, !circle.closes(at: node.address) else {
         throw .endless(what: "list \(path)", at: address, limit: limit)
       }
       elements.append(try node.container(of: type, member: link))
@@ -177,14 +178,34 @@ public struct KernelObject: Sendable {
   /// The nodes of the `hlist_head` that this object is.
   public func hashListNodes(limit: Int) throws(KernelError) -> [KernelObject] {
     var nodes: [KernelObject] = []
+    var circle = CircleCheck()
     var next = try member("first").dereferenced()
     while let node = next {
-      guard nodes.count < limit else {
+      guard nodes.count < limit, !circle.closes(at: node.address) else {
         throw .endless(what: "hash list \(path)", at: address, limit: limit)
       }
       nodes.append(node)
       next = try node.member("next").dereferenced()
     }
     return nodes
+  }
+}
+
+/// Notices that a list runs in a circle, after few rounds of it (Brent's algorithm).
+private struct CircleCheck {
+  private var mark = VirtualAddress(0)
+  private var steps = 0
+  private var limit = 1
+
+  /// True if the list came by here before.
+  mutating func closes(at node: VirtualAddress) -> Bool {
+    if node == mark { return true }
+    steps += 1
+    if steps == limit {
+      mark = node
+      steps = 0
+      limit *= 2
+    }
+    return false
   }
 }

@@ -24,12 +24,14 @@ public struct KernelModule: Sendable {
     symbols = try Self.symbols(of: module, named: name)
   }
 
-  /// The module's ELF symbol table, which `module.kallsyms` keeps in memory (since 4.5,
-  /// 8244062ef1e54; before, and again in `core_kallsyms`, in the module itself).
+  /// The module's ELF symbol table: `module.kallsyms` says where it is (since 4.5, 8244062ef1e54;
+  /// before, the module itself), once loaded always in `core_kallsyms`.
   private static func symbols(
     of module: KernelObject, named name: String
   ) throws(KernelError) -> [String: VirtualAddress] {
-    let table = try module.memberIfPresent("kallsyms")?.dereferenced() ?? module
+    let table =
+      try module.memberIfPresent("kallsyms")?.dereferenced()
+      ?? module.memberIfPresent("core_kallsyms") ?? module
     let count = try table["num_symtab"].unsigned()
     guard count <= 1 << 20 else {
       throw .endless(what: "symbol table of module \(name)", at: table.address, limit: 1 << 20)

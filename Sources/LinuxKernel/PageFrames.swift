@@ -72,7 +72,9 @@ public struct PageFrames: Sendable {
   public func use(of frame: PageFrameNumber) throws(KernelError) -> Use {
     let page = try head(of: frame)
     if try page["mapping"].unsigned() & PageMappingFlags.anonymous != 0 { return .userData }
-    let flags = try page["flags"].unsigned()
+    let word = try page["flags"]
+    // Since 6.18 the flags are in a structure of their own, `memdesc_flags_t`.
+    let flags = try (word.memberIfPresent("f") ?? word).unsigned()
     if flags & self.flags.lru != 0 {
       return flags & self.flags.privateData != 0 ? .privateCache : .cache
     }
@@ -92,7 +94,7 @@ public struct PageFrames: Sendable {
     // A tail page's index counts on from its head's.
     let tail = frame.distance(from: number(of: page))
     return CachePosition(
-      mapping: mapping, index: try page["index"].unsigned() &+ tail,
+      mapping: mapping, index: try index(of: page) &+ tail,
       isInMemory: try mapping["a_ops"].pointer() == shmemOperations)
   }
 
@@ -106,7 +108,7 @@ public struct PageFrames: Sendable {
     // Value entries stand for pages that reclaim took away: a shmem page that was swapped out.
     if entry & 1 != 0 { return (.swapped, index) }
     let page = try head(of: KernelObject(in: memory, at: VirtualAddress(entry), type: type))
-    let offset = index &- (try page["index"].unsigned())
+    let offset = index &- (try self.index(of: page))
     return (.frame(number(of: page) + offset), index)
   }
 
@@ -118,6 +120,11 @@ public struct PageFrames: Sendable {
   }
 
   // MARK: Descriptors
+
+  /// The page's index in its file; renamed in 6.16.
+  private func index(of page: KernelObject) throws(KernelError) -> UInt64 {
+    try page.member("index", "__folio_index").unsigned()
+  }
 
   private func descriptor(_ frame: PageFrameNumber) -> KernelObject {
     KernelObject(in: memory, at: base + frame.rawValue &* descriptorSize, type: type)

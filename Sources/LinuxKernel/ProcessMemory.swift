@@ -32,12 +32,17 @@ public struct SwapEntries: Sendable {
 
   /// An entry that is not present but not empty (arch/x86/include/asm/pgtable_64.h): a page made
   /// inaccessible for a while (PROT_NONE, NUMA balancing), or a swap entry. It stands for `span`
-  /// bytes around `address`.
-  func meaning(of entry: UInt64, at address: VirtualAddress, span: UInt64) -> ProcessPage {
-    if entry & LinuxEntry.protectNone != 0 {
+  /// bytes around `address`. `encryptionMask` is not a part of addresses.
+  func meaning(
+    of entry: UInt64, at address: VirtualAddress, span: UInt64, encryptionMask: UInt64
+  ) -> ProcessPage {
+    // A large page that is being split is marked by its size alone (`pmd_mkinvalid`); swap entries
+    // keep that bit clear.
+    let isLarge = span > pageSize && entry & PageTableEntry.large != 0
+    if isLarge || entry & LinuxEntry.protectNone != 0 {
       // Since 4.19 (6b28baca9b1f) the address bits of such entries are inverted, against L1TF.
       // Which form this kernel has shows in whether the frame is one of the machine's.
-      let mask = LinuxEntry.addressMask & ~(span - 1)
+      let mask = LinuxEntry.addressMask & ~(span - 1) & ~encryptionMask
       let offset = address.rawValue & (span - 1)
       let inverted = PhysicalAddress((~entry & mask) | offset).frame
       let plain = PhysicalAddress((entry & mask) | offset).frame
@@ -70,7 +75,9 @@ public struct ProcessMemory: Sendable {
     case .page(let physical, _): return (.frame(physical.frame), bytes)
     case .notPresent(0): return (.unmapped, bytes)
     case .notPresent(let entry):
-      return (swap.meaning(of: entry, at: address, span: span), bytes)
+      let page = swap.meaning(
+        of: entry, at: address, span: span, encryptionMask: walker.tables.encryptionMask)
+      return (page, bytes)
     case .tableAbsent(_, let absence): return (.tableAbsent(absence), bytes)
     }
   }

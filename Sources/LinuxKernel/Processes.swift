@@ -10,10 +10,11 @@ public struct ProcessIdentity: Hashable, Sendable {
 }
 
 extension LinuxKernel {
-  /// The identity of the process that owns an address space.
+  /// The identity of the process that owns an address space. A task that cannot be read, or found,
+  /// costs the command only.
   public func identity(of mm: KernelObject) throws(KernelError) -> ProcessIdentity {
     ProcessIdentity(
-      command: try owner(of: mm)?["comm"].text(), arguments: try arguments(of: mm))
+      command: try? owner(of: mm)?["comm"].text(), arguments: try arguments(of: mm))
   }
 
   /// `mm.owner` exists with CONFIG_MEMCG; without it the task list is searched.

@@ -91,8 +91,14 @@ struct Extract: ParsableCommand {
     let kernel = guest.kernels.kernels.first.map { ", Linux \($0.vmcoreinfo.release)" } ?? ""
     print(
       printable(
-        "\(path): \(guest.guest.processors.count) vCPUs, \(size(guest.guest.memory.size))"
+        "\(path): \(Self.count(guest.guest.processors.count, "vCPU")), \(size(guest.guest.memory.size))"
           + "\(kernel), \(guest.survey.missingPages) pages missing"))
+  }
+}
+
+extension Extract {
+  private static func count(_ number: Int, _ thing: String) -> String {
+    number == 1 ? "1 \(thing)" : "\(number) \(thing)s"
   }
 }
 

@@ -30,15 +30,21 @@ struct HostAnalysis {
     let kernel = try Self.kernel(of: dump, source, threads: options.threadCount)
     let processors = HostProcessors(
       notes: dump.notes.map { ($0.name, $0.type, $0.description) })
-    let layouts =
-      try options.vmcsinfo.map { try [Self.layout(in: $0)] } ?? [] + Self.layouts(in: dump)
-    let found: (guests: [Guest], failures: [KVMError])
-    do throws(KVMError) {
-      found = try KVMHost(
-        kernel, in: source, processors: processors, vmcsLayouts: layouts
-      ).guests()
-    } catch {
-      throw Failure(error, status: error.meansNoGuest ? .noGuest : .failure)
+    func find(_ layouts: [VMCSLayout]) throws -> (guests: [Guest], failures: [KVMError]) {
+      do throws(KVMError) {
+        return try KVMHost(
+          kernel, in: source, processors: processors, vmcsLayouts: layouts
+        ).guests()
+      } catch {
+        throw Failure(error, status: error.meansNoGuest ? .noGuest : .failure)
+      }
+    }
+    let layouts = try VMCSLayoutSources.told(by: dump, file: options.vmcsinfo)
+    var found = try find(layouts)
+    if found.guests.contains(where: \.lacksVMCSLayout) {
+      // The last resort, as all of the host's memory is read for it.
+      let more = VMCSINFOSearch(source, threads: options.threadCount).layouts()
+      if !more.isEmpty { found = try find(layouts + more) }
     }
     guests = try Self.select(options.guest, from: found.guests)
     if guests.isEmpty, let failure = found.failures.first { throw Failure(failure) }
@@ -73,28 +79,6 @@ struct HostAnalysis {
     throw Failure(failure)
   }
 
-  /// Layouts of the VMCS in notes of the dump.
-  private static func layouts(in dump: DumpFile) -> [VMCSLayout] {
-    dump.notes.filter { $0.name == "VMCSINFO" }.compactMap {
-      VMCSLayout(
-        text: String(decoding: $0.description.prefix { $0 != 0 }, as: UTF8.self),
-        origin: "the dump's VMCSINFO note")
-    }
-  }
-
-  private static func layout(in path: String) throws -> VMCSLayout {
-    let text: String
-    do {
-      text = try TextFile.contents(of: FilePath(path), limit: 1 << 20)
-    } catch let error as Errno {
-      throw Failure(LayoutFileError(path: path, what: error.description))
-    }
-    guard let layout = VMCSLayout(text: text, origin: "the file \(path)") else {
-      throw Failure(LayoutFileError(path: path, what: "there is no layout of a VMCS in it"))
-    }
-    return layout
-  }
-
   static func select(_ selection: [String], from guests: [Guest]) throws -> [Guest] {
     guard !selection.isEmpty else { return guests }
     var selected: [Guest] = []
@@ -116,6 +100,12 @@ struct HostAnalysis {
   }
 }
 
+extension Guest {
+  fileprivate var lacksVMCSLayout: Bool {
+    findings.contains { $0.name == KVMHost.unreadableVMCS }
+  }
+}
+
 extension KVMError {
   /// True if the dump is sound and simply has no guest.
   fileprivate var meansNoGuest: Bool {
@@ -134,18 +124,6 @@ struct SelectionError: Diagnosis {
   var name: String { "guest.unknown" }
   var problem: String { "no guest is called \(wanted)" }
   var advice: String? { "guests in this dump: \(known.joined(separator: ", "))" }
-}
-
-/// The file given as VMCS layout is none.
-struct LayoutFileError: Diagnosis {
-  let path: String
-  let what: String
-
-  var name: String { "vmcs.layout-file" }
-  var problem: String { "\(path): \(what)" }
-  var advice: String? {
-    "give the text of a VMCSINFO note, or what the vmcsinfo module tells of the same processor"
-  }
 }
 
 /// A guest with what was found out of its memory.

@@ -114,7 +114,7 @@ struct VMXProcessor {
       file[register] = vmcs.reading(field)
     }
     let realMode = try realModeEmulation()
-    file[.rflags] = try flags(vmcs, realMode)
+    if file[.rflags].value == nil { file[.rflags] = try flags(vmcs, realMode) }
     file[.cr0] = try control("cr0", .cr0, VMCSField.cr0, vmcs, file)
     file[.cr4] = try control("cr4", .cr4, VMCSField.cr4, vmcs, file)
     file[.cr3] = try pageTableRoot(vmcs, file)
@@ -132,7 +132,14 @@ struct VMXProcessor {
     }
     file[.gdtr] = vmcs.table(base: .gdtrBase, limit: .gdtrLimit)
     file[.idtr] = vmcs.table(base: .idtrBase, limit: .idtrLimit)
+  }
+
+  /// Adds what kvm_intel itself keeps copies of: needs no layout.
+  func readCopies(into file: inout RegisterFile) throws(KernelError) {
     file[.kernelGSBase] = try kernelGSBase()
+    if try isAvailable("VCPU_EXREG_RFLAGS") {
+      file[.rflags] = .known(try vmx["rflags"].unsigned(), RegisterSource(.kvm, "vcpu_vmx.rflags"))
+    }
     try readSystemCallRegisters(into: &file)
   }
 
@@ -140,13 +147,9 @@ struct VMXProcessor {
   /// TR before LDTR.
   private static let segments: [SegmentRegister] = [.es, .cs, .ss, .ds, .fs, .gs, .ldtr, .tr]
 
-  /// RFLAGS is cached once it was read after an exit.
   private func flags(
     _ vmcs: DecodedVMCS, _ realMode: KernelObject?
   ) throws(KernelError) -> Reading<UInt64> {
-    if try isAvailable("VCPU_EXREG_RFLAGS") {
-      return .known(try vmx["rflags"].unsigned(), RegisterSource(.kvm, "vcpu_vmx.rflags"))
-    }
     guard let realMode, let live = vmcs.value(.rflags) else { return vmcs.reading(.rflags) }
     // Real mode emulated as virtual-8086: VM and IOPL are the host's.
     let own: UInt64 = 1 << 17 | 3 << 12

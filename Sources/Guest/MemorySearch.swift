@@ -1,0 +1,61 @@
+import Glibc
+import Memory
+import Synchronization
+
+/// Searches all of a memory for a string of bytes, on several threads.
+public struct MemorySearch: Sendable {
+  private let map: MemoryMap
+  private let source: any FrameSource
+  private let threads: Int
+
+  public init(_ map: MemoryMap, _ source: any FrameSource, threads: Int) {
+    self.map = map
+    self.source = source
+    self.threads = threads
+  }
+
+  /// Where `wanted` lies, ascending. It is not found across the border of two pieces of 1 MiB.
+  public func addresses(of wanted: [UInt8]) -> [GuestPhysicalAddress] {
+    let found = Mutex<[GuestPhysicalAddress]>([])
+    map.forEachWindow { _, runs in
+      let pieces = runs.flatMap(\.pieces)
+      let next = Atomic<Int>(0)
+      onThreads(threads) { _ in
+        let reader = source.makeReader()
+        let room = UnsafeMutableRawBufferPointer.allocate(
+          byteCount: FramePiece.maximumPages * Int(pageSize), alignment: Int(pageSize))
+        defer { unsafe room.deallocate() }
+        while true {
+          let index = next.add(1, ordering: .relaxed).oldValue
+          guard index < pieces.count else { break }
+          let piece = pieces[index]
+          let part = unsafe UnsafeMutableRawBufferPointer(
+            rebasing: room[..<(piece.pages * Int(pageSize))])
+          _ = unsafe reader.read(from: piece.frame, into: part)
+          let offsets = unsafe Self.offsets(of: wanted, in: UnsafeRawBufferPointer(part))
+          if !offsets.isEmpty {
+            found.withLock { $0 += offsets.map { piece.start + UInt64($0) } }
+          }
+        }
+      }
+    }
+    return found.withLock { $0.sorted() }
+  }
+
+  private static func offsets(of wanted: [UInt8], in bytes: UnsafeRawBufferPointer) -> [Int] {
+    guard let base = bytes.baseAddress else { return [] }
+    var offsets: [Int] = []
+    var position = 0
+    while position < bytes.count {
+      let hit = unsafe wanted.withUnsafeBytes { wanted -> UnsafeMutableRawPointer? in
+        guard let start = wanted.baseAddress else { return nil }
+        return unsafe memmem(base + position, bytes.count - position, start, wanted.count)
+      }
+      guard let hit = unsafe hit else { break }
+      let offset = unsafe UnsafeRawPointer(hit) - base
+      offsets.append(offset)
+      position = offset + 1
+    }
+    return offsets
+  }
+}

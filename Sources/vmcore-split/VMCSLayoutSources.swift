@@ -1,0 +1,58 @@
+import DumpFiles
+import KVMHost
+import Memory
+import SystemPackage
+
+/// Where layouts of Intel's VMCS are told before the known ones are tried.
+enum VMCSLayoutSources {
+  /// Those in the dump's notes, then that of a file, if one is given.
+  static func told(by dump: DumpFile, file path: String?) throws -> [VMCSLayout] {
+    var layouts = dump.notes.filter { $0.name == "VMCSINFO" }.compactMap {
+      VMCSLayout(
+        text: String(decoding: $0.description.prefix { $0 != 0 }, as: UTF8.self),
+        origin: "the dump's VMCSINFO note")
+    }
+    if let path { layouts.append(try layout(in: FilePath(path))) }
+    return layouts
+  }
+
+  private static func layout(in path: FilePath) throws -> VMCSLayout {
+    let text: String
+    do {
+      text = try contents(of: path, limit: 1 << 20)
+    } catch let error as Errno {
+      throw Failure(VMCSLayoutFileError(path: path, what: error.description))
+    }
+    guard let layout = VMCSLayout(text: text, origin: "the file \(path)") else {
+      throw Failure(
+        VMCSLayoutFileError(path: path, what: "there is no layout of a VMCS in it"))
+    }
+    return layout
+  }
+
+  /// At most `limit` bytes of a file.
+  private static func contents(of path: FilePath, limit: Int) throws -> String {
+    let file = try FileDescriptor.open(path, .readOnly)
+    defer { try? file.close() }
+    var text: [UInt8] = []
+    var piece = [UInt8](repeating: 0, count: 1 << 16)
+    while text.count < limit {
+      let count = try unsafe piece.withUnsafeMutableBytes { try unsafe file.read(into: $0) }
+      if count == 0 { break }
+      text += piece[..<count]
+    }
+    return String(decoding: text, as: UTF8.self)
+  }
+}
+
+/// The file given as layout of the VMCS is none.
+struct VMCSLayoutFileError: Diagnosis {
+  let path: FilePath
+  let what: String
+
+  var name: String { "vmcs.layout-file" }
+  var problem: String { "\(path): \(what)" }
+  var advice: String? {
+    "give the text of a VMCSINFO note, or what the vmcsinfo module tells of the same processor"
+  }
+}
