@@ -88,6 +88,13 @@ struct OutputTests {
     #expect(try folder.names.isEmpty)
   }
 
+  @Test(arguments: ["no-such-file", "empty"])
+  func fileWithoutLayoutOfTheVMCSIsAnError(_ path: String) throws {
+    let folder = Folder()
+    _ = try folder.create("empty")
+    try expectError("vmcs.layout-file", ["list", Sample.dump, "--vmcsinfo", path], in: folder)
+  }
+
   @Test(arguments: [SIGINT, SIGTERM])
   func stoppedExtractionLeavesNoFile(_ signal: Int32) throws {
     let folder = Folder()
