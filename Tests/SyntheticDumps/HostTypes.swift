@@ -80,7 +80,8 @@ extension KernelTypes {
       "vcpu_id": .s32,
     ]),
     "kvm_vcpu_arch": CStructure([
-      "regs": .array(.u64, 17), "cr0": .u64, "cr2": .u64, "cr3": .u64, "cr4": .u64, "cr8": .u64,
+      "regs": .array(.u64, 17), "regs_avail": .u32, "cr0": .u64, "cr2": .u64, "cr3": .u64,
+      "cr4": .u64, "cr8": .u64,
       "efer": .u64, "apic_base": .u64, "xcr0": .u64, "pat": .u64, "dr6": .u64, "dr7": .u64,
       "db": .array(.u64, 4),
     ]),

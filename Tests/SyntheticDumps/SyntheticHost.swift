@@ -176,9 +176,8 @@ public struct SyntheticHost: Sendable {
       kernel.set(head, "mapping", 0xffff_8888_0000_2000)
     case .other: break
     }
-    if kernel.types.has("page", "flags"), kernel.types.size(of: .u64) == 8 {
-      kernel.set(head, "flags", flags)
-    }
+    // Since 6.18 the flags are in a structure of their own.
+    kernel.set(head, kernel.types.has("memdesc_flags_t", "f") ? "flags.f" : "flags", flags)
   }
 
   private mutating func setIndex(of page: SyntheticObject, to index: UInt64) {
@@ -321,6 +320,7 @@ public struct SyntheticHost: Sendable {
     kernel.set(vcpu, "mode", 0)
     kernel.set(vcpu, "cpu", UInt64(index))
     kernel.set(vcpu, "pid", 0)
+    kernel.setIfPresent(vcpu, "arch.regs_avail", 0xffff_ffff)
     for (number, register) in registers.enumerated() {
       kernel.set(vcpu, "arch.regs[\(number)]", Self.value(register, index))
     }
@@ -421,7 +421,8 @@ public struct SyntheticHost: Sendable {
 
   private var enumerations: [CEnumeration] {
     [
-      registers.enumerated().map { ("VCPU_REGS_\($1.uppercased())", Int32($0)) },
+      registers.enumerated().map { ("VCPU_REGS_\($1.uppercased())", Int32($0)) }
+        + ["CR0", "CR3", "CR4"].enumerated().map { ("VCPU_EXREG_\($1)", Int32(20 + $0)) },
       [("OUTSIDE_GUEST_MODE", 0), ("IN_GUEST_MODE", guestMode)],
     ]
   }

@@ -27,6 +27,9 @@ public struct SyntheticNote: Sendable {
     return SyntheticNote(name: "CORE", type: 1, description: bytes)
   }
 
+  /// The note as it lies in memory.
+  public var bytes: [UInt8] { encoded.bytes }
+
   /// The note in a file, and where its description starts.
   var encoded: (bytes: [UInt8], descriptionOffset: Int) {
     var bytes: [UInt8] = []

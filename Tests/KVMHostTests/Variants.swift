@@ -1,0 +1,73 @@
+import SyntheticDumps
+
+/// How kernels in the field differ from the one that ``KernelTypes/host(seed:)`` describes.
+enum Variant {
+  /// vCPUs in an array of pointers. Until 5.16, and RHEL 8's 4.18.
+  static func vcpuArray(_ types: inout KernelTypes) {
+    types["kvm"].remove("vcpu_array")
+    types["kvm"].add("vcpus", .array(.pointer(to: "kvm_vcpu"), 288))
+  }
+
+  /// Memory slots in an array behind the set, sorted by descending guest address. 5.7 to 5.16.
+  static func slotArray(_ types: inout KernelTypes) { slotArray(&types, declared: 0) }
+
+  /// The same with a declared length. Until 5.6, and RHEL 8's 4.18.
+  static func fixedSlotArray(_ types: inout KernelTypes) { slotArray(&types, declared: 512) }
+
+  private static func slotArray(_ types: inout KernelTypes, declared: Int) {
+    types["kvm_memslots"] = CStructure([
+      "generation": .u64, "id_to_index": .array(.s16, 512), "lru_slot": .named("atomic_t"),
+      "used_slots": .s32, "memslots": .array(.named("kvm_memory_slot"), declared),
+    ])
+    types["kvm_memory_slot"].remove("id_node")
+  }
+
+  /// No CONFIG_MEMCG: an address space does not know its process.
+  static func noOwner(_ types: inout KernelTypes) {
+    types["mm_struct"] = CStructure([
+      "pgd": .pointer(.void), "arg_start": .u64, "arg_end": .u64, "env_start": .u64,
+    ])
+  }
+
+  /// A module's symbol table in the module itself. Before 4.5.
+  static func symbolsInModule(_ types: inout KernelTypes) {
+    types["module"].remove("kallsyms", "core_kallsyms")
+    types["module"].add("symtab", .pointer(.void))
+    types["module"].add("num_symtab", .u32)
+    types["module"].add("strtab", .pointer(.char))
+  }
+
+  /// One control block, no others by name. Until 5.11.
+  static func oneControlBlock(_ types: inout KernelTypes) {
+    types["vcpu_svm"].remove("vmcb01", "current_vmcb")
+    types["svm_nested_state"] = CStructure(["hsave": .pointer(to: "vmcb"), "vmcb": .u64])
+  }
+
+  /// A member for each word of intercepts. Until 5.9.
+  static func interceptWords(_ types: inout KernelTypes) {
+    types["vmcb_control_area"] = CStructure([
+      "intercept_cr": .u32, "intercept_dr": .u32, "intercept_exceptions": .u32, "intercept": .u64,
+      "nested_ctl": .u64,
+    ])
+  }
+
+  /// KVM does not say whose virtualisation it drives. Until 6.0.
+  static func noName(_ types: inout KernelTypes) { types["kvm_x86_ops"].remove("name") }
+
+  /// Everything as in 5.10.
+  static func linux5_10(_ types: inout KernelTypes) {
+    vcpuArray(&types)
+    slotArray(&types)
+    oneControlBlock(&types)
+    interceptWords(&types)
+    noName(&types)
+  }
+
+  /// RHEL 8's 4.18, whose later builds have the control blocks of 5.14.
+  static func el8(_ types: inout KernelTypes) {
+    vcpuArray(&types)
+    fixedSlotArray(&types)
+    interceptWords(&types)
+    noName(&types)
+  }
+}
