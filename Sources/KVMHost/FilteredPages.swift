@@ -25,7 +25,7 @@ struct FilteredPages: Sendable {
     swap = SwapEntries(of: host.kernel, in: host.source)
     frames = try? PageFrames(host.kernel)
     zeroFrame =
-      host.kernel.symbols.address(of: "empty_zero_page")
+      host.kernel.symbol("empty_zero_page")
       .flatMap { try? host.kernel.memory.translate($0) }?.frame
     level = DeducedLevel(source, frames)
   }
@@ -138,9 +138,9 @@ struct FilePages: Sendable {
   }
 }
 
-/// The dump level: as the dump records it or, for an ELF dump, which does not, the least one that
-/// explains which kinds of pages it holds. Found out when it is first asked for, as a dump that was
-/// not filtered never needs it.
+/// The dump level: as the dump records it or, for an ELF dump, which does not, the greatest one that
+/// what it holds allows. Found out when it is first asked for, as a dump that was not filtered never
+/// needs it.
 private final class DeducedLevel: Sendable {
   private let source: any FrameSource
   private let frames: PageFrames?
@@ -160,18 +160,32 @@ private final class DeducedLevel: Sendable {
     }
   }
 
+  /// makedumpfile keeps short runs of filtered pages in an ELF dump, as each gap costs a program
+  /// header, and leaves out those of 256 pages and more (PFN_EXCLUDED, `write_elf_pages_cyclic`).
+  /// So single pages of a kind prove nothing, but a run of that length that is there does: its
+  /// kind was not filtered. Of compound pages, which may be the kernel's, none proves anything.
   private func deduce(by frames: PageFrames) -> DumpLevel {
-    var held: [PageFrames.Use: Int] = [:]
-    var sampled = 0
-    for frame in source.sampleFrames(count: 1 << 14) {
-      guard let use = try? frames.use(of: frame) else { continue }
-      held[use, default: 0] += 1
-      sampled += 1
+    var filtered: Set<PageFrames.Use> = [.userData, .cache, .privateCache]
+    for start in source.sampleFrames(count: 1 << 14) {
+      guard !filtered.isEmpty else { break }
+      guard let use = try? frames.use(of: start), filtered.contains(use),
+        holdsRun(of: use, from: start, frames)
+      else { continue }
+      filtered.remove(use)
     }
-    // Some few pages change their kind while they are on their way; they prove nothing.
-    let proof = max(8, sampled / 1024)
-    return PageFrames.Use.allCases.reduce(into: .zeroPages) { level, use in
-      if held[use, default: 0] < proof { level.formUnion(use.dumpLevel) }
+    return filtered.reduce(into: .zeroPages) { $0.formUnion($1.dumpLevel) }
+  }
+
+  private static let shortestGap: UInt64 = 256
+
+  private func holdsRun(
+    of use: PageFrames.Use, from start: PageFrameNumber, _ frames: PageFrames
+  ) -> Bool {
+    let (absence, count) = source.presence(from: start, limit: Self.shortestGap)
+    guard absence == nil, count == Self.shortestGap else { return false }
+    // The far end first: most runs end before it.
+    return (0..<Self.shortestGap).reversed().allSatisfy { index in
+      (try? frames.use(of: start + index)) == use
     }
   }
 }

@@ -37,7 +37,7 @@ public struct KVMHost: Sendable {
     do throws(KernelError) {
       module = try kernel.module("kvm")
       types = module?.types ?? kernel.types
-      list = try module?.address(of: "vm_list") ?? kernel.symbols.address(of: "vm_list")
+      list = try module?.address(of: "vm_list") ?? kernel.symbol("vm_list")
       vendor = try Vendor(of: kernel, kvm: module)
       vendorModule = try vendor.moduleName.flatMap { name throws(KernelError) in
         try kernel.module(name)
@@ -78,7 +78,7 @@ public struct KVMHost: Sendable {
   /// A symbol of KVM, be it a module or built in.
   func symbol(_ name: String) -> VirtualAddress? {
     (try? module?.address(of: name)) ?? (try? vendorModule?.address(of: name))
-      ?? kernel.symbols.address(of: name)
+      ?? kernel.symbol(name)
   }
 
   func structure(_ name: String) throws(KernelError) -> BTFType {
@@ -112,7 +112,7 @@ enum Vendor: Sendable {
     let types = kvm?.types ?? kernel.types
     guard
       let address = (try? kvm?.address(of: "kvm_x86_ops"))
-        ?? kernel.symbols.address(of: "kvm_x86_ops"),
+        ?? kernel.symbol("kvm_x86_ops"),
       let type = types.structure(named: "kvm_x86_ops"),
       let name = KernelObject(in: kernel.memory, at: address, type: type).memberIfPresent("name"),
       let text = try? name.pointer()

@@ -9,9 +9,17 @@ import X86
 public struct LinuxKernel: Sendable {
   public let vmcoreinfo: Vmcoreinfo
   /// The kernel's own address space.
-  public let memory: VirtualMemory
-  public let symbols: Kallsyms
+  public private(set) var memory: VirtualMemory
   public let types: BTF
+  private let symbols: Kallsyms
+  /// What is looked up in every host, found in one pass over the table.
+  private let frequentSymbols: [String: VirtualAddress]
+
+  private static let frequentNames: Set = [
+    "__start_BTF", "__stop_BTF", "btf_modules", "empty_zero_page", "init_task",
+    "kvm_uret_msrs_list", "kvm_x86_ops", "modules", "nr_swapfiles", "shmem_aops", "vm_list",
+    "vmemmap_base", "vmx_vmexit",
+  ]
 
   public init(_ vmcoreinfo: Vmcoreinfo, in physical: any PhysicalMemory) throws(KernelError) {
     self.vmcoreinfo = vmcoreinfo
@@ -21,34 +29,23 @@ public struct LinuxKernel: Sendable {
     } catch {
       throw .symbols(error, release: vmcoreinfo.release)
     }
-    types = try Self.types(symbols, memory)
+    frequentSymbols = symbols.addresses(of: Self.frequentNames)
+    guard let start = frequentSymbols["__start_BTF"], let stop = frequentSymbols["__stop_BTF"]
+    else { throw .noSymbol("__start_BTF", module: nil) }
+    types = try BTF.read(
+      at: start, size: stop.distance(from: start), of: "the kernel", in: memory, base: nil)
   }
 
   /// The same kernel seen through another memory that holds it.
   public func seen(through physical: any PhysicalMemory) -> LinuxKernel {
-    LinuxKernel(
-      vmcoreinfo: vmcoreinfo,
-      memory: VirtualMemory(physical: physical, tables: memory.tables), symbols: symbols,
-      types: types)
+    var copy = self
+    copy.memory = VirtualMemory(physical: physical, tables: memory.tables)
+    return copy
   }
 
-  private init(
-    vmcoreinfo: Vmcoreinfo, memory: VirtualMemory, symbols: Kallsyms, types: BTF
-  ) {
-    self.vmcoreinfo = vmcoreinfo
-    self.memory = memory
-    self.symbols = symbols
-    self.types = types
-  }
-
-  private static func types(_ symbols: Kallsyms, _ memory: VirtualMemory) throws(KernelError) -> BTF
-  {
-    let bounds = symbols.addresses(of: ["__start_BTF", "__stop_BTF"])
-    guard let start = bounds["__start_BTF"], let stop = bounds["__stop_BTF"] else {
-      throw .noSymbol("__start_BTF", module: nil)
-    }
-    return try BTF.read(
-      at: start, size: stop.distance(from: start), of: "the kernel", in: memory, base: nil)
+  /// The address of a symbol, or nil if the kernel has none of that name.
+  public func symbol(_ name: String) -> VirtualAddress? {
+    Self.frequentNames.contains(name) ? frequentSymbols[name] : symbols.address(of: name)
   }
 
   public func structure(_ name: String) throws(KernelError) -> BTFType {
@@ -57,7 +54,7 @@ public struct LinuxKernel: Sendable {
   }
 
   public func address(of symbol: String) throws(KernelError) -> VirtualAddress {
-    guard let address = symbols.address(of: symbol) else {
+    guard let address = self.symbol(symbol) else {
       throw .noSymbol(symbol, module: nil)
     }
     return address

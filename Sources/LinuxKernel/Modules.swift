@@ -94,7 +94,7 @@ extension LinuxKernel {
   /// The split BTF that the kernel keeps of a loaded module (CONFIG_DEBUG_INFO_BTF_MODULES, 5.11,
   /// 5f9ae91f7c0d), or nil if it has none.
   private func types(ofModule module: KernelObject) throws(KernelError) -> BTF? {
-    guard symbols.address(of: "btf_modules") != nil else { return nil }
+    guard symbol("btf_modules") != nil else { return nil }
     let entries = try object("btf_modules", type: "list_head")
       .listElements(of: try structure("btf_module"), link: "list", limit: 1 << 14)
     for entry in entries where try entry["module"].pointer() == module.address {

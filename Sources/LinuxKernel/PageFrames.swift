@@ -18,8 +18,10 @@ public struct PageFrames: Sendable {
 
   /// What a frame is used for, in the classes by which makedumpfile filters.
   public enum Use: Hashable, Sendable, CaseIterable {
-    /// Anonymous memory of a process, or hugetlb.
+    /// Anonymous memory of a process.
     case userData
+    /// A compound page that is neither anonymous nor on an LRU list: hugetlb, or the kernel's own.
+    case compound
     /// In the page cache: a file's contents, memfd, shmem.
     case cache
     case privateCache
@@ -28,7 +30,7 @@ public struct PageFrames: Sendable {
     /// The bit of the dump level that leaves such frames out.
     public var dumpLevel: DumpLevel {
       switch self {
-      case .userData: .userData
+      case .userData, .compound: .userData
       case .cache: .cache
       case .privateCache: .privateCache
       case .other: []
@@ -58,7 +60,7 @@ public struct PageFrames: Sendable {
     flags = Flags(
       lru: try Self.flag("PG_lru", kernel), privateData: try Self.flag("PG_private", kernel),
       head: try Self.flag("PG_head", kernel))
-    shmemOperations = kernel.symbols.address(of: "shmem_aops")
+    shmemOperations = kernel.symbol("shmem_aops")
   }
 
   private static func flag(_ name: String, _ kernel: LinuxKernel) throws(KernelError) -> UInt64 {
@@ -78,8 +80,8 @@ public struct PageFrames: Sendable {
     if flags & self.flags.lru != 0 {
       return flags & self.flags.privateData != 0 ? .privateCache : .cache
     }
-    // hugetlb pages are on no LRU list and always compound. Their own marks changed many times.
-    return flags & self.flags.head != 0 ? .userData : .other
+    // The marks of hugetlb pages changed many times; compound they always are.
+    return flags & self.flags.head != 0 ? .compound : .other
   }
 
   /// Where in the page cache the page of a frame is, or nil if it belongs to no file, or to

@@ -23,7 +23,7 @@ public struct SwapEntries: Sendable {
   private let source: any FrameSource
 
   public init(of kernel: LinuxKernel, in source: any FrameSource) {
-    let count = kernel.symbols.address(of: "nr_swapfiles").flatMap { address in
+    let count = kernel.symbol("nr_swapfiles").flatMap { address in
       try? kernel.memory.load(address, as: UInt32.self)
     }
     devices = count.map(UInt64.init) ?? 32

@@ -30,18 +30,19 @@ struct Extract: ParsableCommand {
     for failure in host.failures { Console.error(failure) }
     let targets = try OutputNames(for: host.guests, output: output)
     var isComplete = host.failures.isEmpty
-    var failure: Failure?
+    var written = 0
     for (guest, target) in zip(host.guests, targets.paths) {
       do {
         let isWhole = try extract(guest, to: target, in: targets, from: host)
         isComplete = isComplete && isWhole
+        written += 1
       } catch let error as Failure {
         // The other guests are still to be had.
         Console.error(error.diagnosis)
-        failure = error
+        isComplete = false
       }
     }
-    if failure != nil { throw ExitStatus.failure }
+    if written == 0 { throw ExitStatus.failure }
     if !isComplete { throw ExitStatus.findings }
   }
 
