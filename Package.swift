@@ -87,6 +87,7 @@ let package = Package(
         .product(name: "SystemPackage", package: "swift-system"),
       ]),
     tests("X86Tests", uses: ["X86", "Memory"]),
+    tests("VMCSTests", uses: ["KVMHost"]),
     tests(
       "SampleTests",
       uses: [

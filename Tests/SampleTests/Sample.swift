@@ -14,15 +14,18 @@ struct Sample: Sendable {
   let kernel: LinuxKernel
 
   /// Opened once for all tests.
-  static let shared = Result { try Sample() }
+  static let shared = Result { try Sample("amd-host") }
 
   static var folder: FilePath {
     FilePath(#filePath).removingLastComponent().removingLastComponent().removingLastComponent()
       .appending("Samples")
   }
 
-  private init() throws {
-    dump = try DumpFile.open(Self.folder.appending("amd-host.kdump"))
+  /// The Intel host.
+  static let intel = Result { try Sample("intel-host") }
+
+  private init(_ name: String) throws {
+    dump = try DumpFile.open(Self.folder.appending("\(name).kdump"))
     let text = try #require(dump.vmcoreinfo)
     kernel = try LinuxKernel(try #require(Vmcoreinfo(text: text)), in: dump)
   }
@@ -30,13 +33,16 @@ struct Sample: Sendable {
   /// The guests that KVM's structures in `memory` tell of, the dump's own if none is given.
   func guests(
     in memory: EditedMemory? = nil,
-    notes: [(name: String, type: UInt32, descriptor: [UInt8])]? = nil
+    notes: [(name: String, type: UInt32, descriptor: [UInt8])]? = nil,
+    vmcsLayouts: [VMCSLayout] = []
   ) throws -> (guests: [Guest], failures: [KVMError]) {
     let source: any FrameSource = memory ?? dump
     let kernel = kernel.seen(through: source)
     let own = dump.notes.map { ($0.name, $0.type, $0.description) }
-    return try KVMHost(kernel, in: source, processors: HostProcessors(notes: notes ?? own))
-      .guests()
+    return try KVMHost(
+      kernel, in: source, processors: HostProcessors(notes: notes ?? own),
+      vmcsLayouts: vmcsLayouts
+    ).guests()
   }
 
   func guest(
@@ -91,7 +97,7 @@ struct Sample: Sendable {
     return Dictionary(uniqueKeysWithValues: pairs)
   }
 
-  private func lines(of name: String) throws -> [[Substring]] {
+  func lines(of name: String) throws -> [[Substring]] {
     let text = String(decoding: try contents(of: Self.folder.appending(name)), as: UTF8.self)
     return text.split(separator: "\n").map { $0.split(separator: " ") }
   }
