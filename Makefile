@@ -18,7 +18,11 @@ PACKAGES = \
 
 SWIFT_MINIMUM = 6.3
 
-.PHONY: build deps toolchain test lab lab-test demo install uninstall format lint clean help
+# Optimised, as many tests read whole dumps; in a folder of its own, as @testable needs other options
+# than the program.
+TEST_OPTIONS = -c release -Xswiftc -enable-testing --scratch-path .build-test
+
+.PHONY: build build-tests deps toolchain test lab lab-test demo install uninstall format lint clean help
 .NOTPARALLEL:
 
 build: toolchain ## build the program: .build/release/vmcore-split
@@ -48,7 +52,7 @@ toolchain:
 	  exit 1; } >&2
 
 test: deps toolchain ## run the tests
-	swift test
+	swift test $(TEST_OPTIONS)
 
 lab: ## boot hosts with guests and dump them into LAB (SCENARIOS="two kdump", KERNEL=6.12)
 	KERNEL='$(KERNEL)' lab/svm/build.sh $(LAB) $(SCENARIOS)
@@ -97,7 +101,7 @@ lint: ## complain about style, and about the manual's markup
 	mandoc -T lint -W warning man/vmcore-split.1
 
 clean: ## remove what the build made (not the lab's dumps)
-	rm -rf .build
+	rm -rf .build .build-test
 
 help: ## show this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)

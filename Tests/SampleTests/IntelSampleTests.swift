@@ -109,8 +109,8 @@ private struct Truth {
   private static func value(_ text: Substring) -> UInt64? {
     if text.hasPrefix("0x") { return UInt64(text.dropFirst(2), radix: 16) }
     let parts = text.split(separator: ",").map { $0.split(separator: ":") }
-    guard parts.count == 8, parts.allSatisfy({ $0.count == 2 }) else { return nil }
-    if parts[7] == ["unusable", "1"] { return 0 }
+    guard parts.count == 9, parts.allSatisfy({ $0.count == 2 }) else { return nil }
+    if parts[8] == ["unusable", "1"] { return 0 }
     return zip(parts, [8, 12, 13, 15, 20, 21, 22, 23] as [UInt64]).reduce(0) { bits, part in
       bits | (UInt64(part.0[1], radix: 16) ?? 0) << part.1
     }
