@@ -23,11 +23,15 @@ struct MemorySlot: Hashable, Sendable {
     flags = try slot["flags"].unsigned()
   }
 
-  /// True if a processor could address the slot: 52 bits of physical address, 56 of user space.
+  /// KVM_MEM_MAX_NR_PAGES (include/linux/kvm_host.h): KVM takes no larger slot.
+  private static let maximumPages: UInt64 = 1 << 31 - 1
+
+  /// True if KVM takes such a slot and a processor could address it: 52 bits of physical address,
+  /// 56 of user space.
   private var isPossible: Bool {
     let end = start.rawValue.addingReportingOverflow(size)
     let userEnd = userspaceAddress.rawValue.addingReportingOverflow(size)
-    return !end.overflow && end.partialValue <= 1 << 52
+    return size >> pageShift <= Self.maximumPages && !end.overflow && end.partialValue <= 1 << 52
       && !userEnd.overflow && userEnd.partialValue <= 1 << 56
   }
 

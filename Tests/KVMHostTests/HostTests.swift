@@ -302,6 +302,13 @@ private typealias Change = @Sendable (inout KernelTypes) -> Void
     #expect(regions.map(\.isReadOnly) == [false, true, false, false])
   }
 
+  @Test(arguments: [1 << 31, 1 << 40, 1 << 52, 1 << 63, .max] as [UInt64])
+  func `a slot larger than KVM takes is damage, not a walk without end`(pages: UInt64) throws {
+    let found = try Analysis(try OneGuest(slots: [slot(0, 0, pages: pages)]).host)
+    #expect(found.guests.isEmpty)
+    #expect(found.failures.map(\.name) == ["kvm.machine"])
+  }
+
   @Test(arguments: forms.map(\.name))
   func `a VM without slots has no memory`(form: String) throws {
     let form = try #require(Self.forms.first { $0.name == form })
