@@ -1,4 +1,5 @@
 import Memory
+import Synchronization
 
 /// A dump of a ``SyntheticMemory``, without a file: for tests of what reads dumps.
 public struct SyntheticSource: FrameSource {
@@ -8,6 +9,14 @@ public struct SyntheticSource: FrameSource {
   public var excluded: Set<PageFrameNumber> = []
   /// RAM without bytes in ``memory``: its pages tell their own number.
   public var numbered: [Range<PageFrameNumber>] = []
+
+  /// Pages read so far: what an answer costs, on a machine of any speed.
+  public var pagesRead: Int { counter.value.load(ordering: .relaxed) }
+  private let counter = Counter()
+
+  private final class Counter: Sendable {
+    let value = Atomic<Int>(0)
+  }
 
   public init(_ memory: SyntheticMemory, dumpLevel: DumpLevel? = nil) {
     self.memory = memory
@@ -25,6 +34,7 @@ public struct SyntheticSource: FrameSource {
     if let absence = presence(from: frame, limit: 1).absence {
       throw .absent(frame.address, absence)
     }
+    counter.value.add(1, ordering: .relaxed)
     return memory[frame] ?? Self.numberedPage(frame)
   }
 
@@ -35,7 +45,11 @@ public struct SyntheticSource: FrameSource {
     if let range = numbered.first(where: { $0.contains(frame) }) {
       return (nil, min(limit, range.upperBound.distance(from: frame)))
     }
-    return (memory[frame] == nil ? .notInDump : nil, 1)
+    guard memory[frame] != nil else { return (.notInDump, 1) }
+    let count = (1..<max(limit, 1)).first { offset in
+      excluded.contains(frame + offset) || memory[frame + offset] == nil
+    }
+    return (nil, count ?? max(limit, 1))
   }
 
   public var frameRanges: [Range<PageFrameNumber>] { memory.frameRanges }
