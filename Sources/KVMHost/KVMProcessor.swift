@@ -23,6 +23,48 @@ struct KVMProcessor {
       return
     }
     var registers = try KVMRegisters(vcpu, types: host.types).read()
+    do throws(KernelError) {
+      findings += try Self.readControlBlock(of: vcpu, index, host, into: &registers)
+    } catch {
+      // KVM's own copies are still good, but for CR3, which changes without an exit.
+      registers[.cr3] = .unknown(reason: "the control block, which is newer, cannot be read")
+      findings.append(
+        Finding(
+          .warning, "vcpu.no-control-block",
+          "vCPU \(index): registers kept in the processor's control block are not known:"
+            + " \(error.problem)"))
+    }
+    let isInGuestMode = try vcpu["mode"].signed() == Self.inGuestMode(host.types)
+    guard isInGuestMode else {
+      processor = VirtualProcessor(index: index, state: .exited, registers: registers)
+      return
+    }
+    let hostCPU = Int(clamping: try vcpu["cpu"].signed())
+    if let live = host.processors.guestRegisters(onProcessor: hostCPU, of: host.kernel) {
+      registers.override(with: live)
+      processor = VirtualProcessor(index: index, state: .running, registers: registers)
+      findings.append(
+        Finding(
+          .note, "vcpu.running",
+          "vCPU \(index) was running on host CPU \(hostCPU) when the host was stopped: its"
+            + " registers are those of that CPU in the host dump's notes"))
+    } else if host.processors.wereStoppedFromOutside || Self.wasStopped(vcpu, host.processors) {
+      processor = VirtualProcessor(index: index, state: .exited, registers: registers)
+    } else {
+      processor = VirtualProcessor(index: index, state: .stale, registers: registers)
+      findings.append(
+        Finding(
+          .warning, "vcpu.stale",
+          "vCPU \(index) was in guest mode on host CPU \(hostCPU), which did not answer when the"
+            + " host crashed: its registers are those of its last exit"))
+    }
+  }
+
+  /// Adds what the processor's control block has, and what the module that drives it keeps.
+  private static func readControlBlock(
+    of vcpu: KernelObject, _ index: Int, _ host: KVMHost, into registers: inout RegisterFile
+  ) throws(KernelError) -> [Finding] {
+    var findings: [Finding] = []
     let runsNestedGuest: Bool
     switch host.vendor {
     case .svm(let types):
@@ -52,11 +94,7 @@ struct KVMProcessor {
               + "; give its layout with --vmcsinfo"))
       }
     case .unknown:
-      runsNestedGuest = false
-      findings.append(
-        Finding(
-          .warning, "vcpu.no-control-block",
-          "vCPU \(index): registers kept in the processor's control block are not known"))
+      throw .noSymbol("kvm_x86_ops", module: "kvm")
     }
     if runsNestedGuest {
       findings.append(
@@ -64,30 +102,7 @@ struct KVMProcessor {
           .warning, "vcpu.nested",
           "vCPU \(index) was running a guest of its own: its registers are that guest's"))
     }
-    let isInGuestMode = try vcpu["mode"].signed() == Self.inGuestMode(host.types)
-    guard isInGuestMode else {
-      processor = VirtualProcessor(index: index, state: .exited, registers: registers)
-      return
-    }
-    let hostCPU = Int(clamping: try vcpu["cpu"].signed())
-    if let live = host.processors.guestRegisters(onProcessor: hostCPU, of: host.kernel) {
-      registers.override(with: live)
-      processor = VirtualProcessor(index: index, state: .running, registers: registers)
-      findings.append(
-        Finding(
-          .note, "vcpu.running",
-          "vCPU \(index) was running on host CPU \(hostCPU) when the host was stopped: its"
-            + " registers are those of that CPU in the host dump's notes"))
-    } else if host.processors.wereStoppedFromOutside || Self.wasStopped(vcpu, host.processors) {
-      processor = VirtualProcessor(index: index, state: .exited, registers: registers)
-    } else {
-      processor = VirtualProcessor(index: index, state: .stale, registers: registers)
-      findings.append(
-        Finding(
-          .warning, "vcpu.stale",
-          "vCPU \(index) was in guest mode on host CPU \(hostCPU), which did not answer when the"
-            + " host crashed: its registers are those of its last exit"))
-    }
+    return findings
   }
 
   /// IN_GUEST_MODE of the enumeration in include/linux/kvm_host.h.

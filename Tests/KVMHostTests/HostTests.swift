@@ -109,6 +109,7 @@ private typealias Change = @Sendable (inout KernelTypes) -> Void
     #expect(survey.present == 3 && survey.missingPages == 0)
     #expect(guest.processors.count == 2)
     #expect(guest.processors.allSatisfy { $0.registers[.cs].value == nil })
+    #expect(guest.processors.allSatisfy { $0.registers[.rax].value != nil })
     #expect(guest.findings.filter { $0.severity == .warning }.count == 2)
   }
 }
