@@ -25,6 +25,12 @@ struct Extract: ParsableCommand {
   @Flag(name: .long, help: "Replace files that exist.")
   var force = false
 
+  func validate() throws {
+    if output == "-" {
+      throw ValidationError("-o takes a file or a directory: a pipe cannot be written yet")
+    }
+  }
+
   func run() throws {
     let host = try HostAnalysis(common)
     for failure in host.failures { Console.error(failure) }

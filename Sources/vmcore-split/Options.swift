@@ -35,7 +35,7 @@ struct CommonOptions: ParsableArguments {
   @Flag(name: .long, help: "Show no progress.")
   var noProgress = false
 
-  var threadCount: Int { threads ?? availableProcessors }
+  var threadCount: Int { threads ?? min(availableProcessors, 1024) }
 
   func validate() throws {
     guard (1...1024).contains(threadCount) else {

@@ -24,8 +24,10 @@ struct VmcoreSplit: ParsableCommand {
 
   static func main() {
     removeUnfinishedFilesOnSignals()
-    // A limit on file sizes is an error of the write, not the program's end.
+    // A limit on file sizes, or a reader of our output that went away, is an error of the write, not
+    // the program's end: it would leave an unfinished file behind.
     _ = signal(SIGXFSZ, SIG_IGN)
+    _ = signal(SIGPIPE, SIG_IGN)
     do {
       var command = try parseAsRoot()
       try command.run()
@@ -55,7 +57,7 @@ struct VmcoreSplit: ParsableCommand {
   private static func removeUnfinishedFilesOnSignals() {
     var signals = sigset_t()
     unsafe sigemptyset(&signals)
-    for signal in [SIGINT, SIGTERM, SIGHUP] { unsafe sigaddset(&signals, signal) }
+    for signal in [SIGINT, SIGTERM, SIGHUP, SIGQUIT] { unsafe sigaddset(&signals, signal) }
     unsafe pthread_sigmask(SIG_BLOCK, &signals, nil)
     let awaited = signals
     // A thread that waits may take locks and free memory, which a signal handler may not.
