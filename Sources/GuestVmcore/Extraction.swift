@@ -52,7 +52,6 @@ public struct Extraction: Sendable {
       source: source, layout: layout, descriptor: file.descriptor, threads: threads,
       progress: progress
     ).move(guest.memory)
-    if progress.isCancelled { throw .cancelled(file.path) }
     if let errno = result.writeError { throw .cannotWrite(file.path, errno: errno) }
     try file.write(
       header.encoded(for: layout, provenance: provenance.adding(lost: result.lost).encoded()),

@@ -3,16 +3,10 @@ import Synchronization
 /// How far an extraction is, in pages; read by whoever shows it, while threads count it up.
 public final class ExtractionProgress: Sendable {
   private let done = Atomic<UInt64>(0)
-  private let cancelled = Atomic<Bool>(false)
 
   public init() {}
 
   public var pagesDone: UInt64 { done.load(ordering: .relaxed) }
 
   func add(_ pages: UInt64) { done.add(pages, ordering: .relaxed) }
-
-  /// Asks the extraction to stop; nothing then stays on disk.
-  public func cancel() { cancelled.store(true, ordering: .relaxed) }
-
-  public var isCancelled: Bool { cancelled.load(ordering: .relaxed) }
 }

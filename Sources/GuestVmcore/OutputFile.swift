@@ -89,8 +89,6 @@ public enum OutputError: Error, Sendable {
   case cannotWrite(FilePath, errno: Int32)
   /// Nothing of the guest's memory is in the dump.
   case nothingToExtract(guest: String, why: String, advice: String?)
-  /// The user asked to stop.
-  case cancelled(FilePath)
 }
 
 extension OutputError: Diagnosis {
@@ -100,7 +98,6 @@ extension OutputError: Diagnosis {
     case .cannotCreate: "output.cannot-create"
     case .cannotWrite: "output.cannot-write"
     case .nothingToExtract: "output.nothing-to-extract"
-    case .cancelled: "output.cancelled"
     }
   }
 
@@ -113,7 +110,6 @@ extension OutputError: Diagnosis {
       "\(path) cannot be written: \(Errno(rawValue: errno)); nothing was left behind"
     case .nothingToExtract(let guest, let why, _):
       "guest \(guest): none of its memory can be extracted: \(why)"
-    case .cancelled(let path): "stopped on request; \(path) was not written"
     }
   }
 
@@ -124,7 +120,6 @@ extension OutputError: Diagnosis {
     case .cannotWrite(_, let errno):
       errno == ENOSPC || errno == EDQUOT ? "make room, or write to another disk with -o" : nil
     case .nothingToExtract(_, _, let advice): advice
-    case .cancelled: nil
     }
   }
 }

@@ -27,7 +27,7 @@ struct PageMover {
   func move(_ map: MemoryMap) -> Result {
     let result = Mutex(Result())
     map.forEachWindow { _, runs in
-      guard result.withLock({ $0.writeError == nil }), !progress.isCancelled else { return }
+      guard result.withLock({ $0.writeError == nil }) else { return }
       let pieces = runs.flatMap(\.pieces).sorted { $0.frame < $1.frame }
       let pages = runs.reduce(0) { $0 + $1.pages }
       progress.add(pages - pieces.reduce(0) { $0 + UInt64($1.pages) })
@@ -35,7 +35,7 @@ struct PageMover {
       let next = Atomic<Int>(0)
       onThreads(threads) { _ in
         var worker = Worker(self)
-        while worker.writeError == nil, !progress.isCancelled {
+        while worker.writeError == nil {
           let index = next.add(1, ordering: .relaxed).oldValue
           guard index < batches.count else { break }
           worker.move(pieces[batches[index].pieces])

@@ -51,12 +51,6 @@ public struct SegmentAttributes: Hashable, Sendable {
   }
 
   public var isPresent: Bool { rawValue & 1 << 15 != 0 }
-  public var isLong: Bool { rawValue & 1 << 21 != 0 }
-
-  public var isDefault32: Bool {
-    get { rawValue & 1 << 22 != 0 }
-    set { rawValue = rawValue & ~(1 << 22) | (newValue ? 1 << 22 : 0) }
-  }
 
   public var hasPageGranularity: Bool {
     get { rawValue & 1 << 23 != 0 }
