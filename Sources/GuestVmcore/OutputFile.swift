@@ -18,10 +18,12 @@ public final class OutputFile {
     if !force, unsafe access(path.string, F_OK) == 0 { throw .exists(path) }
     let name = path.lastComponent?.string ?? "vmcore"
     temporaryPath = path.removingLastComponent().appending(".\(name).partial-\(getpid())")
-    descriptor = unsafe open(
-      temporaryPath.string, O_RDWR | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0o600)
+    let temporary = temporaryPath
+    descriptor = UnfinishedFiles.create(temporary) {
+      unsafe open(
+        temporary.string, O_RDWR | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0o600)
+    }
     guard descriptor >= 0 else { throw .cannotCreate(path, errno: errno) }
-    UnfinishedFiles.add(temporaryPath)
   }
 
   deinit {
