@@ -73,11 +73,12 @@ struct KVMProcessor {
       runsNestedGuest = try svm.runsNestedGuest()
     case .vmx(let types):
       let vmx = try VMXProcessor(vcpu, on: host, types: types)
-      try vmx.readCopies(into: &registers)
+      let merged = VMXRegisters(of: vmx)
+      try merged.readCopies(into: &registers)
       runsNestedGuest = try vmx.runsNestedGuest()
       switch vmx.decoding() {
       case .decoded(let layout, let agreeing):
-        try vmx.read(by: layout, into: &registers)
+        try merged.read(DecodedVMCS(layout: layout, region: vmx.region), into: &registers)
         findings.append(
           Finding(
             .note, "vcpu.vmcs-layout",
