@@ -11,23 +11,22 @@ public struct KVMHost: Sendable {
   /// KVM's own types: its module's, or the kernel's when it is built in.
   let types: BTF
   let vendor: Vendor
-  /// Layouts of the VMCS that came with the dump or from the user; trusted before those known.
-  let vmcsLayouts: [VMCSLayout]
+  /// Where layouts of Intel's VMCS come from.
+  private let vmcsLayouts: VMCSLayoutSources
+  /// What every VMCS of the host must hold.
+  let vmcsFacts: VMCSHostFacts
   private let module: KernelModule?
   private let vendorModule: KernelModule?
   private let list: VirtualAddress
-
-  /// The name of the finding that no layout fits a VMCS.
-  public static let unreadableVMCS = "vcpu.vmcs-unreadable"
 
   /// - Parameters:
   ///   - kernel: the host's kernel.
   ///   - source: the dump's memory.
   ///   - processors: what the dump's own notes say of the host's processors.
-  ///   - vmcsLayouts: layouts of Intel's VMCS that the dump or the user tells.
+  ///   - vmcsLayouts: where layouts of Intel's VMCS come from besides those known.
   public init(
     _ kernel: LinuxKernel, in source: any FrameSource, processors: HostProcessors,
-    vmcsLayouts: [VMCSLayout] = []
+    vmcsLayouts: VMCSLayoutSources = VMCSLayoutSources()
   ) throws(KVMError) {
     self.kernel = kernel
     self.source = source
@@ -47,11 +46,22 @@ public struct KVMHost: Sendable {
     }
     guard let list else { throw .noKVM(release: kernel.vmcoreinfo.release) }
     self.list = list
+    let modules = [vendorModule, module].compactMap { $0 }
+    vmcsFacts = VMCSHostFacts(kernel) { Self.symbol($0, in: modules, kernel) }
+  }
+
+  /// What was found of a host's guests.
+  public struct Guests: Sendable {
+    public fileprivate(set) var guests: [Guest] = []
+    /// VMs that cannot be read.
+    public fileprivate(set) var failures: [KVMError] = []
+    /// Intel's control structures of all vCPUs, in the order of the guests.
+    public fileprivate(set) var controlStructures: [ControlStructure] = []
   }
 
   /// Every VM on `vm_list`. One that cannot be read is reported and does not keep the others from
   /// being found.
-  public func guests() throws(KVMError) -> (guests: [Guest], failures: [KVMError]) {
+  public func guests() throws(KVMError) -> Guests {
     let machines: [KernelObject]
     do throws(KernelError) {
       let head = KernelObject(
@@ -63,22 +73,39 @@ public struct KVMHost: Sendable {
     }
     guard !machines.isEmpty else { throw .noGuests(release: kernel.vmcoreinfo.release) }
     let filter = FilteredPages(on: self)
-    var guests: [Guest] = []
-    var failures: [KVMError] = []
+    var found = Guests()
+    var readable: [VirtualMachine] = []
     for machine in machines {
       do throws(KernelError) {
-        guests.append(try VirtualMachine(machine, on: self).guest(filter: filter))
+        readable.append(try VirtualMachine(machine, on: self, filter: filter))
       } catch {
-        failures.append(.machine(at: machine.address, error))
+        found.failures.append(.machine(at: machine.address, error))
       }
     }
-    return (guests, failures)
+    let structures = ControlStructures(of: readable, on: self, vmcsLayouts)
+    for machine in readable {
+      do throws(KernelError) {
+        found.guests.append(try machine.guest(structures))
+        found.controlStructures += structures.of(machine)
+      } catch {
+        found.failures.append(.machine(at: machine.object.address, error))
+      }
+    }
+    return found
   }
 
   /// A symbol of KVM, be it a module or built in.
   func symbol(_ name: String) -> VirtualAddress? {
-    (try? module?.address(of: name)) ?? (try? vendorModule?.address(of: name))
-      ?? kernel.symbol(name)
+    Self.symbol(name, in: [module, vendorModule].compactMap { $0 }, kernel)
+  }
+
+  private static func symbol(
+    _ name: String, in modules: [KernelModule], _ kernel: LinuxKernel
+  ) -> VirtualAddress? {
+    for module in modules {
+      if let address = try? module.address(of: name) { return address }
+    }
+    return kernel.symbol(name)
   }
 
   func structure(_ name: String) throws(KernelError) -> BTFType {

@@ -15,7 +15,8 @@ struct KVMProcessor {
   private(set) var findings: [Finding] = []
 
   init(
-    _ vcpu: KernelObject, index: Int, on host: KVMHost, protection: Protection
+    _ vcpu: KernelObject, index: Int, on host: KVMHost, protection: Protection,
+    _ structures: ControlStructures
   ) throws(KernelError) {
     guard protection != .sevES else {
       processor = VirtualProcessor(
@@ -24,7 +25,8 @@ struct KVMProcessor {
     }
     var registers = try KVMRegisters(vcpu, types: host.types).read()
     do throws(KernelError) {
-      findings += try Self.readControlBlock(of: vcpu, index, host, into: &registers)
+      findings += try Self.readControlBlock(
+        of: vcpu, index, host, structures, into: &registers)
     } catch {
       // KVM's own copies are still good, but for CR3, which changes without an exit.
       registers[.cr3] = .unknown(reason: "the control block, which is newer, cannot be read")
@@ -62,7 +64,8 @@ struct KVMProcessor {
 
   /// Adds what the processor's control block has, and what the module that drives it keeps.
   private static func readControlBlock(
-    of vcpu: KernelObject, _ index: Int, _ host: KVMHost, into registers: inout RegisterFile
+    of vcpu: KernelObject, _ index: Int, _ host: KVMHost, _ structures: ControlStructures,
+    into registers: inout RegisterFile
   ) throws(KernelError) -> [Finding] {
     var findings: [Finding] = []
     let runsNestedGuest: Bool
@@ -72,28 +75,16 @@ struct KVMProcessor {
       try svm.read(into: &registers)
       runsNestedGuest = try svm.runsNestedGuest()
     case .vmx(let types):
-      let vmx = try VMXProcessor(vcpu, on: host, types: types)
+      guard let (vmx, reading) = structures.reading(of: vcpu) else {
+        // Tells why.
+        _ = try VMXProcessor(vcpu, on: host, types: types)
+        throw .noMember(type: "vcpu_vmx", anyOf: ["loaded_vmcs"])
+      }
       let merged = VMXRegisters(of: vmx)
       try merged.readCopies(into: &registers)
       runsNestedGuest = try vmx.runsNestedGuest()
-      switch vmx.decoding() {
-      case .decoded(let layout, let agreeing):
-        try merged.read(DecodedVMCS(layout: layout, region: vmx.region), into: &registers)
-        findings.append(
-          Finding(
-            .note, "vcpu.vmcs-layout",
-            "vCPU \(index): VMCS read by \(layout.origin), which \(agreeing) values that KVM"
-              + " remembers confirm"))
-      case .noLayout(let revision, let tried):
-        findings.append(
-          Finding(
-            .warning, KVMHost.unreadableVMCS,
-            "vCPU \(index): the VMCS in memory (revision \(hexadecimal(UInt64(revision)))) "
-              + (tried == 0
-                ? "has a layout that is not known"
-                : "agrees with none of \(tried) layouts for it: it is not current, or has another")
-              + "; give its layout with --vmcsinfo"))
-      }
+      if case .current(let vmcs, _, _) = reading { try merged.read(vmcs, into: &registers) }
+      findings.append(reading.finding(of: index))
     case .unknown:
       throw .noSymbol("kvm_x86_ops", module: "kvm")
     }

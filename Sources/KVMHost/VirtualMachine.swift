@@ -6,37 +6,43 @@ import X86
 /// One `struct kvm`.
 struct VirtualMachine: Sendable {
   let object: KernelObject
-  let host: KVMHost
+  let identity: GuestIdentity
+  let memory: MemoryMap
+  let processors: VirtualProcessors
+  private let protection: Protection
+  private let hasCommandLine: Bool
 
-  init(_ object: KernelObject, on host: KVMHost) {
+  init(_ object: KernelObject, on host: KVMHost, filter: FilteredPages) throws(KernelError) {
     self.object = object
-    self.host = host
-  }
-
-  func guest(filter: FilteredPages) throws(KernelError) -> Guest {
     let mm = try object["mm"].required()
     let process = try host.kernel.identity(of: mm)
     let commandLine = VMMCommandLine(process.arguments)
-    let identity = GuestIdentity(
+    hasCommandLine = !process.arguments.isEmpty
+    identity = GuestIdentity(
       name: commandLine.name, uuid: commandLine.uuid,
       pid: try object["userspace_pid"].signed(), command: process.command,
       backend: host.vendor.backend)
-    let protection = try Protection(of: object, on: host)
+    protection = try Protection(of: object, on: host)
     let slots = try MemorySlot.active(of: object)
-    let memory = KVMMemory(
-      slots: slots, tables: try host.kernel.pageTables(of: mm), filter: filter,
-      isEncrypted: protection != .none)
-    let processors = try VirtualProcessors(of: object, on: host, protection: protection).read()
-    var findings = protection.findings + processors.findings
-    if process.arguments.isEmpty {
+    memory = MemoryMap(
+      regions: slots.map(\.region),
+      backing: KVMMemory(
+        slots: slots, tables: try host.kernel.pageTables(of: mm), filter: filter,
+        isEncrypted: protection != .none))
+    processors = try VirtualProcessors(of: object, on: host, protection: protection)
+  }
+
+  func guest(_ structures: ControlStructures) throws(KernelError) -> Guest {
+    let read = processors.read(structures)
+    var findings = protection.findings + structures.findings + read.findings
+    if !hasCommandLine {
       findings.append(
         Finding(
           .note, "guest.no-command-line",
           "the VMM's command line is not in the dump: the guest is named by process and pid"))
     }
     return Guest(
-      identity: identity, memory: MemoryMap(regions: slots.map(\.region), backing: memory),
-      processors: processors.processors, findings: findings)
+      identity: identity, memory: memory, processors: read.processors, findings: findings)
   }
 }
 

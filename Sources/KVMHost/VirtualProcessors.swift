@@ -5,24 +5,30 @@ import X86
 
 /// The vCPUs of a VM.
 struct VirtualProcessors: Sendable {
-  private let machine: KernelObject
+  /// Every `struct kvm_vcpu`, in the order of their index.
+  let objects: [KernelObject]
   private let host: KVMHost
   private let protection: Protection
 
-  init(of machine: KernelObject, on host: KVMHost, protection: Protection) {
-    self.machine = machine
+  init(
+    of machine: KernelObject, on host: KVMHost, protection: Protection
+  ) throws(KernelError) {
+    objects = try Self.objects(of: machine, host)
     self.host = host
     self.protection = protection
   }
 
-  /// All vCPUs, in the order of their index.
-  func read() throws(KernelError) -> (processors: [VirtualProcessor], findings: [Finding]) {
+  /// - Parameter structures: the VMCSs of the host, where it is Intel's.
+  func read(
+    _ structures: ControlStructures
+  ) -> (processors: [VirtualProcessor], findings: [Finding]) {
     var processors: [VirtualProcessor] = []
     var findings: [Finding] = []
-    for object in try objects() {
+    for object in objects {
       let index = processors.count
       do throws(KernelError) {
-        let vcpu = try KVMProcessor(object, index: index, on: host, protection: protection)
+        let vcpu = try KVMProcessor(
+          object, index: index, on: host, protection: protection, structures)
         processors.append(vcpu.processor)
         findings += vcpu.findings
       } catch {
@@ -37,7 +43,9 @@ struct VirtualProcessors: Sendable {
   }
 
   /// Since 5.17 (c5b077549136) vCPUs are in an xarray, before in an array of pointers.
-  private func objects() throws(KernelError) -> [KernelObject] {
+  private static func objects(
+    of machine: KernelObject, _ host: KVMHost
+  ) throws(KernelError) -> [KernelObject] {
     let type = try host.structure("kvm_vcpu")
     let limit = 1 << 14
     if let array = machine.memberIfPresent("vcpu_array") {

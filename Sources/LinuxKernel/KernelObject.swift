@@ -9,7 +9,7 @@ public struct KernelObject: Sendable {
   public let type: BTFType
   private let bits: Bits?
   /// How the object was reached, for messages: `kvm.mm.pgd`.
-  private let path: String
+  public let path: String
 
   /// Where a bit field lies in the bytes from `address` on.
   private struct Bits: Sendable {

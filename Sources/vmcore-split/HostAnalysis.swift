@@ -12,6 +12,7 @@ struct HostAnalysis {
   let kernel: LinuxKernel
   let guests: [Guest]
   let failures: [KVMError]
+  let controlStructures: [ControlStructure]
 
   /// - Parameter recorder: told of every page that finding the guests needed.
   init(_ options: CommonOptions, recorder: FrameRecorder? = nil) throws {
@@ -30,26 +31,23 @@ struct HostAnalysis {
     let kernel = try Self.kernel(of: dump, source, threads: options.threadCount)
     let processors = HostProcessors(
       notes: dump.notes.map { ($0.name, $0.type, $0.description) })
-    func find(_ layouts: [VMCSLayout]) throws -> (guests: [Guest], failures: [KVMError]) {
-      do throws(KVMError) {
-        return try KVMHost(
-          kernel, in: source, processors: processors, vmcsLayouts: layouts
-        ).guests()
-      } catch {
-        throw Failure(error, status: error.meansNoGuest ? .noGuest : .failure)
-      }
+    let layouts = try VMCSLayouts.sources(options, dump, source)
+    let found: KVMHost.Guests
+    do throws(KVMError) {
+      found = try KVMHost(
+        kernel, in: source, processors: processors, vmcsLayouts: layouts
+      ).guests()
+    } catch {
+      throw Failure(error, status: error.meansNoGuest ? .noGuest : .failure)
     }
-    let layouts = try VMCSLayoutSources.told(by: dump, file: options.vmcsinfo)
-    var found = try find(layouts)
-    if found.guests.contains(where: \.lacksVMCSLayout) {
-      // The last resort, as all of the host's memory is read for it.
-      let more = VMCSINFOSearch(source, threads: options.threadCount).layouts()
-      if !more.isEmpty { found = try find(layouts + more) }
-    }
-    guests = try Self.select(options.guest, from: found.guests)
+    let guests = try Self.select(options.guest, from: found.guests)
     if guests.isEmpty, let failure = found.failures.first { throw Failure(failure) }
     failures = found.failures
+    controlStructures = found.controlStructures.filter { structure in
+      guests.contains { $0.identity == structure.guest }
+    }
     self.dump = dump
+    self.guests = guests
     self.kernel = kernel
   }
 
@@ -97,12 +95,6 @@ struct HostAnalysis {
       }
     }
     return selected
-  }
-}
-
-extension Guest {
-  fileprivate var lacksVMCSLayout: Bool {
-    findings.contains { $0.name == KVMHost.unreadableVMCS }
   }
 }
 

@@ -29,6 +29,11 @@ struct CommonOptions: ParsableArguments {
     completion: .file())
   var vmcsinfo: String?
 
+  @Flag(
+    name: .long,
+    help: "Infer the layout of the VMCS (Intel) from the dump, even if one is known.")
+  var solve = false
+
   @Flag(name: .shortAndLong, help: "Say only what went wrong.")
   var quiet = false
 

@@ -7,26 +7,23 @@ struct DecodedVMCS {
 
   func value(_ field: VMCSField) -> UInt64? { layout.value(of: field, in: region) }
 
-  func name(_ field: VMCSField) -> String {
-    field.name ?? "field 0x" + String(field.encoding, radix: 16)
-  }
-
   func reading(_ field: VMCSField) -> Reading<UInt64> {
     guard let value = value(field) else {
-      return .unknown(reason: "the layout of the VMCS does not have \(name(field))")
+      return .unknown(reason: "the layout of the VMCS does not have \(field.label)")
     }
-    return .known(value, RegisterSource(.vmcs, name(field)))
+    return .known(value, RegisterSource(.vmcs, field.label))
   }
 
   /// A segment by its number in the encodings: ES CS SS DS FS GS LDTR TR.
   func segment(_ number: Int) -> Reading<Segment> {
-    let step = UInt32(2 * number)
-    let fields = [0x0800, 0x6806, 0x4800, 0x4814].map { VMCSField($0 + step) }
+    let fields = [
+      VMCSField.selector(number), .base(number), .limit(number), .accessRights(number),
+    ]
     let values = fields.map { value($0) }
     guard let selector = values[0], let base = values[1], let limit = values[2],
       let rights = values[3]
     else {
-      let missing = zip(fields, values).first { $0.1 == nil }.map { name($0.0) } ?? ""
+      let missing = zip(fields, values).first { $0.1 == nil }.map { $0.0.label } ?? ""
       return .unknown(reason: "the layout of the VMCS does not have \(missing)")
     }
     return .known(
@@ -34,33 +31,38 @@ struct DecodedVMCS {
         selector: UInt16(truncatingIfNeeded: selector), base: base,
         limit: UInt32(truncatingIfNeeded: limit),
         attributes: SegmentAttributes(vmx: UInt32(truncatingIfNeeded: rights))),
-      RegisterSource(.vmcs, name(fields[0]) + " and its base, limit, access rights"))
+      RegisterSource(.vmcs, fields[0].label + " and its base, limit, access rights"))
   }
 
   func table(base: VMCSField, limit: VMCSField) -> Reading<DescriptorTable> {
     guard let start = value(base), let size = value(limit) else {
-      return .unknown(reason: "the layout of the VMCS does not have \(name(base))")
+      return .unknown(reason: "the layout of the VMCS does not have \(base.label)")
     }
     return .known(
       DescriptorTable(base: start, limit: UInt32(truncatingIfNeeded: size)),
-      RegisterSource(.vmcs, name(base) + " and its limit"))
+      RegisterSource(.vmcs, base.label + " and its limit"))
   }
 }
 
 extension VMCSLayout {
-  /// The layout with the form of access rights that makes sense of a region, if the one told does
-  /// not: bits that are reserved read as zero, and TR, always usable, is a present task.
-  func withAccessRights(fitting region: [UInt8]) -> VMCSLayout {
-    var copy = self
-    for form in [accessRights, .plain, .rotated, .packed] {
+  /// The layout with the form of access rights that makes sense of most regions, if the one told
+  /// does not: bits that are reserved read as zero, and TR, always usable, is a present task.
+  func withAccessRights(fitting regions: [[UInt8]]) -> VMCSLayout {
+    // Of those that fit alike the first: the one told.
+    let forms = [accessRights, .plain, .rotated, .packed]
+    let fitting = forms.map { form in
+      var copy = self
       copy.accessRights = form
-      let rights = stride(from: UInt32(0x4814), through: 0x4822, by: 2)
-        .compactMap { copy.value(of: VMCSField($0), in: region) }
-      let reserved: UInt64 = 0xfffe_0f00
-      guard let task = rights.last, rights.allSatisfy({ $0 & reserved == 0 }) else { continue }
-      // Type 3 or 11, not a code or data segment, present, usable (SDM vol. 3C 26.3.1.2).
-      if task & 0x1_0097 == 0x83 { return copy }
+      return (copy, regions.count { copy.accessRightsMakeSense(in: $0) })
     }
-    return self
+    let most = fitting.map(\.1).max() ?? 0
+    return fitting.first { $0.1 == most }?.0 ?? self
+  }
+
+  private func accessRightsMakeSense(in region: [UInt8]) -> Bool {
+    let rights = (0..<8).compactMap { value(of: .accessRights($0), in: region) }
+    guard let task = rights.last, rights.allSatisfy({ $0 & 0xfffe_0f00 == 0 }) else { return false }
+    // Type 3 or 11, not a code or data segment, present, usable (SDM vol. 3C 26.3.1.2).
+    return task & 0x1_0097 == 0x83
   }
 }

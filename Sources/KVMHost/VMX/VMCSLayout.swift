@@ -9,6 +9,8 @@ public struct VMCSLayout: Sendable {
   public let revision: UInt32?
   private var places: [VMCSField: Place] = [:]
   var accessRights: AccessRightsForm
+  /// Why each field lies where it does, of a layout that was inferred.
+  private(set) var evidence: [VMCSField: String] = [:]
 
   /// How a field is stored.
   enum Place: Hashable, Sendable {
@@ -16,11 +18,13 @@ public struct VMCSLayout: Sendable {
     case bytes(offset: Int, size: Int)
     /// Bit by bit: for each bit of the value its bit in the region, nil for one that is not stored.
     case bits([UInt16?])
+    /// In consecutive bytes at one of several places.
+    case oneOf(offsets: [Int], size: Int)
   }
 
   /// How the eight fields of access rights are stored. None of the ways is documented; they show
   /// in regions of real processors.
-  enum AccessRightsForm: String, Hashable, Sendable {
+  enum AccessRightsForm: String, Hashable, Sendable, CaseIterable {
     case plain
     /// The value rotated left by 8.
     case rotated
@@ -30,12 +34,13 @@ public struct VMCSLayout: Sendable {
 
   init(
     origin: String, revision: UInt32?, places: [VMCSField: Place],
-    accessRights: AccessRightsForm
+    accessRights: AccessRightsForm, evidence: [VMCSField: String] = [:]
   ) {
     self.origin = origin
     self.revision = revision
     self.places = places
     self.accessRights = accessRights
+    self.evidence = evidence
   }
 
   /// The fields that the layout knows, in order.
@@ -43,8 +48,29 @@ public struct VMCSLayout: Sendable {
 
   func place(of field: VMCSField) -> Place? { places[field] }
 
-  /// A field's value in a region, as VMREAD gives it; nil if the layout does not know the field or
-  /// the region ends before it.
+  /// Where a field's bytes begin: more than one offset if it is one of them, none if its bits are
+  /// scattered.
+  func offsets(of field: VMCSField) -> [Int] {
+    switch places[field] {
+    case .bytes(let offset, _): [offset]
+    case .oneOf(let offsets, _): offsets
+    case .bits, nil: []
+    }
+  }
+
+  /// Where a field's bytes lie, if they lie together.
+  func offset(of field: VMCSField) -> Int? {
+    if case .bytes(let offset, _) = places[field] { offset } else { nil }
+  }
+
+  /// How many bytes a field takes in the region, if they lie together.
+  func storedSize(of field: VMCSField) -> Int? {
+    guard case .bytes(_, let size) = places[field] else { return nil }
+    return field.isAccessRights ? accessRights.size : size
+  }
+
+  /// A field's value in a region, as VMREAD gives it; nil if the layout does not know the field, if
+  /// the places where it may lie differ, or if the region ends before it.
   func value(of field: VMCSField, in region: [UInt8]) -> UInt64? {
     switch places[field] {
     case nil: return nil
@@ -57,10 +83,16 @@ public struct VMCSLayout: Sendable {
       }
       return value
     case .bytes(let offset, let size):
-      guard let stored = Self.load(region, offset, size) else { return nil }
-      guard field.isAccessRights else { return stored }
-      return accessRights.decode(UInt32(truncatingIfNeeded: stored))
+      return decoded(Self.load(region, offset, size), as: field)
+    case .oneOf(let offsets, let size):
+      let stored = Set(offsets.map { Self.load(region, $0, size) })
+      return stored.count == 1 ? decoded(stored.first ?? nil, as: field) : nil
     }
+  }
+
+  private func decoded(_ stored: UInt64?, as field: VMCSField) -> UInt64? {
+    guard let stored, field.isAccessRights else { return stored }
+    return accessRights.decode(UInt32(truncatingIfNeeded: stored))
   }
 
   private static func load(_ region: [UInt8], _ offset: Int, _ size: Int) -> UInt64? {
@@ -75,6 +107,9 @@ public struct VMCSLayout: Sendable {
 }
 
 extension VMCSLayout.AccessRightsForm {
+  /// Bytes that a field takes.
+  var size: Int { self == .packed ? 2 : 4 }
+
   func decode(_ stored: UInt32) -> UInt64 {
     switch self {
     case .plain: UInt64(stored)

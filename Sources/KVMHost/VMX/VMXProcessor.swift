@@ -3,24 +3,13 @@ import Memory
 import X86
 
 /// The part of a vCPU that kvm_intel keeps: `struct vcpu_vmx` and its control structure (VMCS).
-///
-/// A VMCS may be in the processor instead of in memory until VMCLEAR. A crashing host's kernel
-/// does that on every processor that answers (since 3.8, f23d1f4a1160); a host dumped otherwise has
-/// whatever was written back. So a region is used only where it agrees with what KVM remembers of
-/// it, and so is a layout.
-struct VMXProcessor {
+struct VMXProcessor: Sendable {
   let vcpu: KernelObject
   let vmx: KernelObject
   let loaded: KernelObject
   let host: KVMHost
+  let address: VirtualAddress
   let region: [UInt8]
-
-  /// How the control structure could be read.
-  enum Decoding {
-    case decoded(VMCSLayout, agreeing: Int)
-    /// No layout at hand fits; `tried` had been for this revision.
-    case noLayout(revision: UInt32, tried: Int)
-  }
 
   init(_ vcpu: KernelObject, on host: KVMHost, types: BTF) throws(KernelError) {
     guard let type = types.structure(named: "vcpu_vmx") else { throw .noType("vcpu_vmx") }
@@ -28,7 +17,7 @@ struct VMXProcessor {
     self.host = host
     vmx = try vcpu.container(of: type, member: "vcpu")
     loaded = try vmx["loaded_vmcs"].required()
-    let address = try loaded["vmcs"].pointer()
+    address = try loaded["vmcs"].pointer()
     do throws(MemoryError) {
       region = try vcpu.memory.read(address, count: Int(pageSize))
     } catch {
@@ -42,29 +31,25 @@ struct VMXProcessor {
     return loaded.address == nested.address
   }
 
-  // MARK: Choosing the layout
-
   /// The revision identifier: the region's first 31 bits (SDM vol. 3C 24.2).
-  private var revision: UInt32 { (region.load(UInt32.self, at: 0) ?? 0) & 0x7fff_ffff }
+  var revision: UInt32 { (region.load(UInt32.self, at: 0) ?? 0) & 0x7fff_ffff }
 
-  func decoding() -> Decoding {
-    let candidates =
-      host.vmcsLayouts.filter { $0.revision == nil || $0.revision == revision }
-      + VMCSLayoutDatabase.layouts(for: revision)
-    let known = facts()
-    for layout in candidates {
-      let compared = known.compactMap { value in
-        layout.value(of: value.field, in: region).map {
-          $0 & value.mask == value.value & value.mask
-        }
-      }
-      let agreeing = compared.count { $0 }
-      // Either nearly all agree or nearly none does. A field or two that KVM was about to write
-      // may differ.
-      if agreeing >= 4, agreeing * 10 >= compared.count * 8 {
-        return .decoded(layout.withAccessRights(fitting: region), agreeing: agreeing)
-      }
-    }
-    return .noLayout(revision: revision, tried: candidates.count)
+  /// - Parameter guest: the memory of the guest that the vCPU belongs to.
+  func sample(in guest: any PhysicalMemory) -> VMCSSample {
+    VMCSSample(region: region, facts: facts(), guest: side(of: guest))
+  }
+
+  /// The guest as far as it can explain values of the structure: if it runs in 64-bit mode, by page
+  /// tables of its own.
+  private func side(of memory: any PhysicalMemory) -> VMCSGuest? {
+    guard (try? runsNestedGuest()) == false, usesExtendedPageTables,
+      let efer = try? vcpu["arch.efer"].unsigned(), let cr4 = try? vcpu["arch.cr4"].unsigned(),
+      efer & ControlBits.longModeActive != 0
+    else { return nil }
+    var file = RegisterFile()
+    try? VMXRegisters(of: self).readCopies(into: &file)
+    return VMCSGuest(
+      memory: memory, levels: cr4 & ControlBits.fiveLevelPaging != 0 ? 5 : 4,
+      lstar: file[.lstar].value)
   }
 }

@@ -77,7 +77,7 @@ struct VMXRegisters {
     let own = try vcpu["arch"].member("\(member)_guest_owned_bits").unsigned()
     let kept = try vcpu["arch"].member(member).unsigned()
     return .known(
-      kept & ~own | live & own, RegisterSource(.vmcs, "arch.\(member), \(vmcs.name(field))"))
+      kept & ~own | live & own, RegisterSource(.vmcs, "arch.\(member), \(field.label)"))
   }
 
   /// With extended page tables CR3 is the guest's own; without them it is that of the host's shadow

@@ -3,17 +3,23 @@ import KVMHost
 import Memory
 import SystemPackage
 
-/// Where layouts of Intel's VMCS are told before the known ones are tried.
-enum VMCSLayoutSources {
-  /// Those in the dump's notes, then that of a file, if one is given.
-  static func told(by dump: DumpFile, file path: String?) throws -> [VMCSLayout] {
+/// Where layouts of Intel's VMCS come from, besides those known.
+enum VMCSLayouts {
+  /// Those in the dump's notes, then that of a file, if one is given; as a last resort all of the
+  /// host's memory is searched.
+  static func sources(
+    _ options: CommonOptions, _ dump: DumpFile, _ source: any FrameSource
+  ) throws -> VMCSLayoutSources {
     var layouts = dump.notes.filter { $0.name == "VMCSINFO" }.compactMap {
       VMCSLayout(
         text: String(decoding: $0.description.prefix { $0 != 0 }, as: UTF8.self),
         origin: "the dump's VMCSINFO note")
     }
-    if let path { layouts.append(try layout(in: FilePath(path))) }
-    return layouts
+    if let path = options.vmcsinfo { layouts.append(try layout(in: FilePath(path))) }
+    return VMCSLayoutSources(told: layouts, infersAlways: options.solve) {
+      [threads = options.threadCount] in
+      VMCSINFOSearch(source, threads: threads).layouts()
+    }
   }
 
   private static func layout(in path: FilePath) throws -> VMCSLayout {

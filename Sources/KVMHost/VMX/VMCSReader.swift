@@ -1,0 +1,165 @@
+import Guest
+import Memory
+
+/// Reads the VMCSs of a host: decides over all of them which layout they have, as that is a matter
+/// of the processor, and of each whether it is current.
+///
+/// A structure may be in the processor instead of in memory until VMCLEAR. A crashing host's kernel
+/// does that on every processor that answers (since 3.8, f23d1f4a1160); a host dumped otherwise has
+/// whatever was written back. So what KVM remembers of each structure is compared with it: a layout
+/// that does not lead to these values is not used, nor is a structure that does not hold them.
+struct VMCSReader: Sendable {
+  /// What can be read of one VMCS.
+  enum Reading: Sendable {
+    /// It is current, and `agreeing` of the `compared` values that are known of it are in it.
+    case current(DecodedVMCS, agreeing: Int, compared: Int)
+    /// It is not, for the reason given.
+    case stale(String)
+    /// No layout is known that it has.
+    case noLayout(revision: UInt32)
+  }
+
+  /// A layout that was at hand and is not that of this host's processors.
+  struct Rejection: Sendable {
+    let layout: VMCSLayout
+    let agreeing: Int
+    let compared: Int
+  }
+
+  private(set) var rejections: [Rejection] = []
+  private var layouts: [UInt32: VMCSLayout] = [:]
+
+  init() {}
+
+  init(_ structures: [(revision: UInt32, sample: VMCSSample)], _ sources: VMCSLayoutSources) {
+    for (revision, group) in Dictionary(grouping: structures, by: \.revision).sorted(by: {
+      $0.key < $1.key
+    }) {
+      let current = group.map(\.sample).filter(Self.isWrittenBack)
+      guard !current.isEmpty else { continue }
+      layouts[revision] = choose(for: revision, current, sources)
+    }
+  }
+
+  func reading(of sample: VMCSSample, revision: UInt32) -> Reading {
+    guard Self.isWrittenBack(sample) else {
+      let (held, count) = sample.presence
+      let isEmpty = sample.region.dropFirst(VMCSSolver.firstOffset).allSatisfy { $0 == 0 }
+      return .stale(
+        isEmpty
+          ? "nothing but its head is in memory: the processor never wrote it back"
+          : "of \(count) values that KVM wrote to it, memory holds \(held):"
+            + " the processor has not written it back")
+    }
+    guard let layout = layouts[revision] else { return .noLayout(revision: revision) }
+    let lasting = Self.compare(layout, [sample]) { !$0.isOfLastExit }
+    guard lasting.agreeing >= 4, lasting.agreeing * 10 >= lasting.compared * 8 else {
+      return .stale(
+        "by \(layout.origin) \(lasting.agreeing) of \(lasting.compared) values that KVM wrote to"
+          + " it agree, while other structures do")
+    }
+    let exit = Self.compare(layout, [sample], where: \.isOfLastExit)
+    guard exit.compared < 2 || exit.agreeing * 2 >= exit.compared else {
+      return .stale(
+        "it is older than the last exit: of \(exit.compared) values that KVM read from it then,"
+          + " \(exit.agreeing) agree")
+    }
+    return .current(
+      DecodedVMCS(layout: layout, region: sample.region),
+      agreeing: lasting.agreeing + exit.agreeing, compared: lasting.compared + exit.compared)
+  }
+
+  // MARK: Choosing the layout
+
+  /// True unless most of what must be in the region is not there, wherever it should be.
+  private static func isWrittenBack(_ sample: VMCSSample) -> Bool {
+    let (held, count) = sample.presence
+    return held * 10 >= count * 7
+  }
+
+  private mutating func choose(
+    for revision: UInt32, _ samples: [VMCSSample], _ sources: VMCSLayoutSources
+  ) -> VMCSLayout? {
+    func isOfThisProcessor(_ layout: VMCSLayout) -> Bool {
+      layout.revision == nil || layout.revision == revision
+    }
+    if !sources.infersAlways {
+      let atHand =
+        sources.told.filter(isOfThisProcessor)
+        + VMCSLayoutDatabase.layouts(for: revision)
+      if let layout = firstFitting(atHand, samples) { return layout }
+      let found = sources.search().filter(isOfThisProcessor)
+      if let layout = firstFitting(found, samples) { return layout }
+    }
+    return VMCSLayout(inferredFrom: samples, revision: revision)
+  }
+
+  private mutating func firstFitting(
+    _ layouts: [VMCSLayout], _ samples: [VMCSSample]
+  ) -> VMCSLayout? {
+    for layout in layouts {
+      let (agreeing, compared) = Self.compare(layout, samples) { !$0.isOfLastExit }
+      if agreeing >= 4, agreeing * 10 >= compared * 8 {
+        return layout.withAccessRights(fitting: samples.map(\.region))
+      }
+      rejections.append(Rejection(layout: layout, agreeing: agreeing, compared: compared))
+    }
+    return nil
+  }
+
+  private static func compare(
+    _ layout: VMCSLayout, _ samples: [VMCSSample], where isWanted: (VMCSFact) -> Bool
+  ) -> (agreeing: Int, compared: Int) {
+    var agreeing = 0
+    var compared = 0
+    for sample in samples {
+      for fact in sample.facts where isWanted(fact) {
+        guard let value = layout.value(of: fact.field, in: sample.region) else { continue }
+        compared += 1
+        if fact.agrees(with: value) { agreeing += 1 }
+      }
+    }
+    return (agreeing, compared)
+  }
+}
+
+/// Where layouts of the VMCS may come from besides those known.
+public struct VMCSLayoutSources: Sendable {
+  /// Those that came with the dump or from the user, in the order in which they are tried.
+  let told: [VMCSLayout]
+  /// Searches the host's memory for more: asked only where none of the others fits.
+  let search: @Sendable () -> [VMCSLayout]
+  /// True to infer the layout even if one is known.
+  let infersAlways: Bool
+
+  public init(
+    told: [VMCSLayout] = [], infersAlways: Bool = false,
+    search: @escaping @Sendable () -> [VMCSLayout] = { [] }
+  ) {
+    self.told = told
+    self.search = search
+    self.infersAlways = infersAlways
+  }
+}
+
+extension VMCSReader.Reading {
+  /// What the user must know of how a vCPU's structure was read.
+  func finding(of processor: Int) -> Finding {
+    switch self {
+    case .current(let vmcs, let agreeing, let compared):
+      Finding(
+        .note, "vcpu.vmcs-layout",
+        "vCPU \(processor): VMCS read by \(vmcs.layout.origin); \(agreeing) of \(compared) values"
+          + " that are known of it agree")
+    case .stale(let reason):
+      Finding(
+        .warning, "vcpu.vmcs-stale",
+        "vCPU \(processor): its VMCS is not used, only what KVM has copies of: \(reason)")
+    case .noLayout(let revision):
+      Finding(
+        .warning, "vcpu.vmcs-unreadable",
+        "vCPU \(processor): the layout of its VMCS (revision \(hexadecimal(UInt64(revision)))) is"
+          + " not known, and too few VMCSs are current to infer it; give it with --vmcsinfo")
+    }
+  }
+}
