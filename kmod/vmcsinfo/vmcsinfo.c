@@ -25,6 +25,7 @@
 #include <linux/bitmap.h>
 #include <linux/cpu.h>
 #include <linux/cpumask.h>
+#include <linux/delay.h>
 #include <linux/elf.h>
 #include <linux/gfp.h>
 #include <linux/kobject.h>
@@ -172,32 +173,32 @@ static int __init access_region(struct measurement *m, u32 field, u64 *value,
 /*
  * One visit to VMX operation: read or write one field of a VMCS that starts as
  * ws->image, and have the processor put it back to ws->region.  -EINVAL if the
- * processor refuses the access.
+ * processor refuses the access, -EBUSY if it is not to be had.
  *
- * If CR4.VMXE is set, this CPU is in the VMX operation of KVM, which sets the
- * bit and does VMXON in one go.  All there is to keep then is the current VMCS.
- * Otherwise the CPU enters VMX operation for the visit alone.
+ * If CR4.VMXE is set, this CPU is in the VMX operation of KVM, and all there is
+ * to keep is the current VMCS.  Otherwise it enters VMX operation for the visit
+ * alone.
  *
  * Nothing of a visit stays in the processor, and none relies on an earlier one:
  * KVM may come, go, and run guests in between.  During a visit
  *
  * - interrupts are off, so this CPU neither schedules nor answers the IPIs by
- *   which KVM enters and leaves VMX operation and takes a VMCS from a CPU.  The
- *   VMCS that was current is still active here when it is loaded again, and
- *   what KVM takes for the current one (its per-CPU current_vmcs) stays right;
+ *   which KVM takes a VMCS from a CPU.  The VMCS that was current is still
+ *   active here when it is loaded again, and what KVM takes for the current one
+ *   (its per-CPU current_vmcs) stays right;
  * - the CPU is in a thread of the kernel, not in an IPI that might have hit a
  *   vCPU on the way out of its guest: perf, whose NMI asks KVM for the RIP of
  *   a guest that it interrupted, finds none and does no VMREAD;
  * - an NMI that takes the CPU down for a crash does VMCLEAR for the VMCSs of
  *   KVM by their addresses, whichever is current, then VMXOFF if CR4.VMXE is
- *   set.  Since 6.6 this is left to kvm_intel, so that without it this CPU
- *   stays in VMX operation.  That matters only if it is itself the one that
- *   panics, from an NMI or a machine check within these microseconds;
+ *   set.  Since 6.6 this is done by KVM, and without KVM in use the CPU stays
+ *   in VMX operation.  That matters only if it is itself the one that panics,
+ *   from an NMI or a machine check within these microseconds;
  * - whatever exception a VMX instruction raises is handled.
  *
  * The values do no harm, as the VMCS is never entered.
  */
-static int __init visit(struct measurement *m, u32 field, u64 *value, bool write)
+static int __init try_visit(struct measurement *m, u32 field, u64 *value, bool write)
 {
 	u64 current_vmcs = NO_VMCS;
 	unsigned long flags;
@@ -219,6 +220,20 @@ static int __init visit(struct measurement *m, u32 field, u64 *value, bool write
 	}
 	m->longest = max_t(u64, m->longest, ktime_sub(ktime_get(), start));
 	local_irq_restore(flags);
+	return ret;
+}
+
+/*
+ * Since 6.12, a thread of KVM's can be preempted between setting CR4.VMXE and
+ * VMXON, and between VMXOFF and clearing it.  Let it go on then.
+ */
+static int __init visit(struct measurement *m, u32 field, u64 *value, bool write)
+{
+	unsigned int tries = 50;
+	int ret;
+
+	while ((ret = try_visit(m, field, value, write)) == -EBUSY && --tries)
+		msleep(20);
 	cond_resched();
 	return ret;
 }
@@ -328,47 +343,47 @@ static bool __init is_plain(const u16 *map, unsigned int bits)
 	return true;
 }
 
+/* Adds the line of a field to the text, or says why there is none. */
 static int __init measure_field(struct measurement *m, u32 field)
 {
 	static const u8 width[] = { 2, 8, 4, 8 };
-	unsigned int bytes = width[FIELD_WIDTH(field)], bits = 8 * bytes;
+	unsigned int bytes = width[FIELD_WIDTH(field)], bits = bytes * BITS_PER_BYTE;
 	unsigned int offset, bit;
 	u16 map[64];
 	u64 seen[2];
-	int ret;
+	int found;
 
-	ret = fill(m, field, seen);
-	if (ret == -EINVAL)
+	found = fill(m, field, seen);
+	if (found == -EINVAL)
 		return 0;	/* no such field */
-	if (ret)
-		return ret;
+	if (found < 0)
+		return found;
+	found = walk(m, field, bits, map);
+	if (found < 0 && found != -EINVAL)
+		return found;
 
-	ret = walk(m, field, bits, map);
-	if (ret > 0 && !foretold(map, bits, seen)) {
-		pr_warn("left out field %04x: it reads as 0x%llx, not as it writes\n",
+	if (found > 0 && !foretold(map, bits, seen)) {
+		pr_warn("left out field %04x: it reads as 0x%llx, not as it is written\n",
 			field, seen[0]);
 		return 0;
-	} else if (ret > 0 && !is_plain(map, bits)) {
+	}
+	if (found > 0 && !is_plain(map, bits)) {
 		seq_buf_printf(&m->text, "BITS(%04x)=%u:", field, bytes);
 		for (bit = 0; bit < bits; bit++)
-			seq_buf_printf(&m->text, "%s%x", bit ? "," : "", map[bit]);
+			seq_buf_printf(&m->text, bit ? ",%x" : "%x", map[bit]);
 		seq_buf_printf(&m->text, "\n");
+		m->fields++;
 		m->transformed++;
-	} else if (ret > 0) {
-		seq_buf_printf(&m->text, "OFF(%04x)=%u:0x%x\n", field, bytes, map[0] / 8);
-	} else if (ret == 0 || ret == -EINVAL) {
-		offset = filled_offset(seen, bytes, m->size);
-		if (!offset) {
-			pr_warn("left out field %04x: it reads as 0x%llx, and cannot be written\n",
-				field, seen[0]);
-			return 0;
-		}
-		if (!ret)
-			pr_warn("field %04x is known from reading alone\n", field);
-		seq_buf_printf(&m->text, "OFF(%04x)=%u:0x%x\n", field, bytes, offset);
-	} else {
-		return ret;
+		return 0;
 	}
+	if (!found)
+		pr_warn("field %04x: writing does not tell where it is\n", field);
+	offset = found > 0 ? map[0] / BITS_PER_BYTE : filled_offset(seen, bytes, m->size);
+	if (!offset) {
+		pr_warn("left out field %04x: it reads as 0x%llx\n", field, seen[0]);
+		return 0;
+	}
+	seq_buf_printf(&m->text, "OFF(%04x)=%u:0x%x\n", field, bytes, offset);
 	m->fields++;
 	return 0;
 }
