@@ -1,17 +1,24 @@
 #!/bin/bash
-# deps.sh - installs what the lab needs from Debian: the emulator for the outer host and (inside it) the
-# guests, the tools that go into the hosts' initramfs, a compiler for the guests' workload, Python for the test.
+# deps.sh LAB... - installs what a lab (svm, vmx) needs from Debian: the emulator for the outer host, the tools that go
+# into the hosts' initramfs, a compiler for what runs there, Python for the test.
 set -euo pipefail
 
 packages=(
-	qemu-system-x86                  # the outer host (TCG), and copied into it: the guests' VMM
-	kexec-tools makedumpfile         # the kdump scenario; Debian's own makedumpfile for one of the forms
-	gcc libc6-dev                    # the guests' workload
-	flex bison bc libelf-dev libssl-dev make xz-utils   # the sample's small guest kernel
-	libsnappy1v5                     # the snappy form of the dumps
+	kexec-tools makedumpfile         # the kdump scenarios; Debian's own makedumpfile for one of the forms
+	gcc libc6-dev make               # what runs in hosts and guests
 	python3 python3-venv             # the test; drgn and Volatility 3 come into a venv (see tools.sh)
 	time                             # peak memory of vmcore-split, measured from outside
 	ca-certificates debian-archive-keyring
+)
+svm=(
+	qemu-system-x86                  # the outer host (TCG), and copied into it: the guests' VMM
+	flex bison bc libelf-dev libssl-dev xz-utils   # the sample's small guest kernel
+	libsnappy1v5                     # the snappy form of the dumps
+)
+vmx=(
+	bochs bochs-term bochsbios vgabios             # the outer host: the emulator that knows VMX
+	isolinux syslinux-common xorriso # the CD it boots from
+	libelf-dev xz-utils zstd         # the module; the guest's kernel, unpacked
 )
 
 missing() {
@@ -21,6 +28,10 @@ missing() {
 	done
 }
 
+for lab; do
+	declare -n of_lab=$lab
+	packages+=("${of_lab[@]}")
+done
 mapfile -t want < <(missing "${packages[@]}")
 [ ${#want[@]} -eq 0 ] && exit 0
 export DEBIAN_FRONTEND=noninteractive

@@ -29,6 +29,16 @@ def qemu(desc):
     return {f"qemu.{name}": value for name, value in values.items()}
 
 
+def note_names(gprs, segments, control):
+    """Registers by the names that the two notes of a vCPU have."""
+    values = {f"qemu.{name}": gprs[name] for name in QEMU_GPRS}
+    values |= {f"qemu.{name}.{part}": value for name in QEMU_SEGMENTS for part, value in segments[name].items()}
+    values |= {f"qemu.{name}": value for name, value in control.items()}
+    user = gprs | {name: segments[name]["selector"] for name in ("cs", "ss", "ds", "es", "fs", "gs")}
+    user |= dict(eflags=gprs["rflags"], orig_rax=0, fs_base=segments["fs"]["base"], gs_base=segments["gs"]["base"])
+    return values | {f"prstatus.{name}": user[name] for name in PR_REGS}
+
+
 def of_vcpus(core):
     """One dictionary a vCPU, of both its notes.  A vmcore may lack the QEMU notes, but all of them only."""
     status = [prstatus(desc) for desc in core.descriptions("CORE", NT_PRSTATUS)]

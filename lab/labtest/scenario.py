@@ -15,26 +15,12 @@ DUMPS = re.compile(r"(vmcore|host\.(sparse\.)?elf|host\.kdump-zlib(\.rearranged)
 LATER = re.compile(r"\.flat-|\.split-|kdump-zlib$")
 
 
-class Guest:
-    """A guest and the truth about it.
+class GuestMemory:
+    """Where the host had a guest's pages: runs of [guest address, pages, kind, host address], see witness.py."""
 
-    `truth` is the dump by the guest's own VMM.  Where there is none (the guest was running when the host was
-    dumped or panicked) it is a file of the same form made by the witness.
-    """
-
-    def __init__(self, scenario, name, pid, release, witness):
-        self.name, self.pid, self.release = name, pid, release
-        self.vmlinux = scenario.vmlinux(release)
-        self.runs = sorted(witness["runs"])
+    def __init__(self, runs):
+        self.runs = sorted(runs)
         self.starts = [run[0] for run in self.runs]
-        path = scenario.file(f"{name}.truth.elf")
-        self.has_own_truth = os.path.exists(path)
-        if not self.has_own_truth:
-            path = os.path.join(scenario.work, f"{name}.witness.elf")
-            write_witness_elf(path, ElfCore(scenario.base), witness)
-        self.truth_path = path
-        self.truth = ElfCore(path)
-        self.registers = registers.of_vcpus(self.truth) if self.has_own_truth else witness["vcpus"]
 
     def pages_held(self, held):
         """How many pages of the guest a dump file has."""
@@ -58,6 +44,27 @@ class Guest:
                 return held.holds(host + address - start)
             return kind not in ("swap", "lost")
         return function
+
+
+class Guest(GuestMemory):
+    """A guest and the truth about it.
+
+    `truth` is the dump by the guest's own VMM.  Where there is none (the guest was running when the host was
+    dumped or panicked) it is a file of the same form made by the witness.
+    """
+
+    def __init__(self, scenario, name, pid, release, witness):
+        super().__init__(witness["runs"])
+        self.name, self.pid, self.release = name, pid, release
+        self.vmlinux = scenario.vmlinux(release)
+        path = scenario.file(f"{name}.truth.elf")
+        self.has_own_truth = os.path.exists(path)
+        if not self.has_own_truth:
+            path = os.path.join(scenario.work, f"{name}.witness.elf")
+            write_witness_elf(path, ElfCore(scenario.base), witness)
+        self.truth_path = path
+        self.truth = ElfCore(path)
+        self.registers = registers.of_vcpus(self.truth) if self.has_own_truth else witness["vcpus"]
 
 
 class Scenario:
@@ -86,18 +93,20 @@ class Scenario:
     def host_pages(self):
         return open_held(self.base).pages
 
-    def witness(self):
-        """What witness.py says of the unfiltered dump; asked once, kept beside the dump."""
+    def witness(self, program="witness", told="host.registers.txt"):
+        """What a witness says of the unfiltered dump, given the file that `told` names; asked once, kept."""
         result = os.path.join(self.work, "witness.json")
         if not os.path.exists(result) or os.path.getmtime(result) < os.path.getmtime(self.base):
-            release = self.text("host.info").split()[2]
+            release = self.host_release()
             here = os.path.dirname(os.path.abspath(__file__))
-            subprocess.run([f"{self.tools}/venv/bin/python", "-m", "labtest.witness", self.base, self.vmlinux(release),
-                            os.path.join(self.out, "img/debug/lib/modules", release),
-                            self.file("host.registers.txt"), result],
+            subprocess.run([f"{self.tools}/venv/bin/python", "-m", f"labtest.{program}", self.base, self.vmlinux(release),
+                            os.path.join(self.out, "img/debug/lib/modules", release), self.file(told), result],
                            env=os.environ | {"PYTHONPATH": os.path.dirname(here)}, check=True)
         with open(result) as file:
             return json.load(file)
+
+    def host_release(self):
+        return self.text("host.info").split()[2]
 
     def guests(self):
         witness = self.witness()

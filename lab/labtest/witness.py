@@ -21,7 +21,7 @@ from drgn.helpers.linux.list import hlist_for_each_entry, list_for_each_entry
 from drgn.helpers.linux.xarray import xa_for_each
 
 from labtest.elfcore import PAGE, ElfCore
-from labtest.registers import PR_REGS, QEMU_GPRS, QEMU_SEGMENTS, QEMU_SIZE, qemu
+from labtest.registers import QEMU_SEGMENTS, QEMU_SIZE, note_names, qemu
 
 PTE_PRESENT, PTE_LARGE, PTE_PROTNONE = 1, 0x80, 0x100
 PTE_ADDRESS = 0x000ffffffffff000
@@ -134,16 +134,6 @@ def segment(name, vmcb_segment, cpl):
     return dict(selector=vmcb_segment.selector.value_(), limit=limit, flags=flags, base=vmcb_segment.base.value_())
 
 
-def note_names(gprs, segments, control):
-    """Registers by the names that the two notes of a vCPU have."""
-    values = {f"qemu.{name}": gprs[name] for name in QEMU_GPRS}
-    values |= {f"qemu.{name}.{part}": value for name in QEMU_SEGMENTS for part, value in segments[name].items()}
-    values |= {f"qemu.{name}": value for name, value in control.items()}
-    user = gprs | {name: segments[name]["selector"] for name in ("cs", "ss", "ds", "es", "fs", "gs")}
-    user |= dict(eflags=gprs["rflags"], orig_rax=0, fs_base=segments["fs"]["base"], gs_base=segments["gs"]["base"])
-    return values | {f"prstatus.{name}": user[name] for name in PR_REGS}
-
-
 def registers_at_rest(vcpu, svm):
     """A vCPU that is not in guest mode: KVM has saved everything."""
     arch, save = vcpu.arch, svm.vmcb.save
@@ -211,27 +201,31 @@ def vcpus(prog, kvm, cpus, page_table):
 
 # ---- the dump ---------------------------------------------------------------------------------------------------
 
-def open_program(dump, vmlinux, modules):
+def open_program(dump, vmlinux, modules, vendor):
     prog = drgn.Program()
     prog.set_core_dump(dump)
     found = [os.path.join(folder, name) for folder, _, names in os.walk(modules)
-             for name in names if name in ("kvm.ko", "kvm-amd.ko")]
+             for name in names if name in ("kvm.ko", f"kvm-{vendor}.ko")]
     prog.load_debug_info([vmlinux] + found)
     return prog
 
 
-def main(dump, vmlinux, modules, registers, result):
-    core = ElfCore(dump)
-    prog = open_program(dump, vmlinux, modules)
+def machines(prog, core):
+    """(struct kvm, its VMM's page tables) of each VM"""
     info = dict(line.split("=", 1) for line in prog["VMCOREINFO"].string_().decode().splitlines() if "=" in line)
     levels = 5 if info.get("NUMBER(pgtable_l5_enabled)") == "1" else 4
     zero_page = prog.symbol("empty_zero_page").address - KERNEL_MAP + int(info["NUMBER(phys_base)"])
-    cpus = PhysicalCpus(registers, core)
-    guests = {}
     for kvm in list_for_each_entry("struct kvm", prog["vm_list"].address_of_(), "vm_list"):
         top = kvm.mm.pgd.value_() - prog["page_offset_base"].value_()
-        tables = PageTables(core, top, levels, zero_page)
-        guests[kvm.userspace_pid.value_()] = {"runs": memory(kvm, tables), "vcpus": vcpus(prog, kvm, cpus, top)}
+        yield kvm, PageTables(core, top, levels, zero_page)
+
+
+def main(dump, vmlinux, modules, registers, result):
+    core = ElfCore(dump)
+    prog = open_program(dump, vmlinux, modules, "amd")
+    cpus = PhysicalCpus(registers, core)
+    guests = {kvm.userspace_pid.value_(): {"runs": memory(kvm, tables), "vcpus": vcpus(prog, kvm, cpus, tables.top)}
+              for kvm, tables in machines(prog, core)}
     with open(result, "w") as file:
         json.dump(guests, file)
 

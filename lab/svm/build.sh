@@ -18,43 +18,18 @@
 # Other steps, which scenarios call as they need them: deps tools fetch images smallkernel
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
-OUT=$(mkdir -p "$1" && cd "$1" && pwd); shift
-CACHE=$(mkdir -p "${CACHE:-$OUT/deb}" && cd "${CACHE:-$OUT/deb}" && pwd)
-KERNEL=${KERNEL:-}
-FORCE=${FORCE:-}
+lab=svm
+. "$here/../common/steps.sh" "$1"; shift
 scenarios="one two huge run kdump swap la57 sample"
-mkdir -p "$OUT"/{done,img,share/out,run,dumps}
-export PATH=$PATH:/sbin:/usr/sbin
+mkdir -p "$OUT/share/out"
 
-say() { echo "[$(date +%T)] $*"; }
-
-# need STEP : does STEP unless it was done before
-need() {
-	[ -e "$OUT/done/$1" ] && return
-	say "$1"
-	"step_$1"
-	touch "$OUT/done/$1"
-}
-
-step_deps()  { "$here/../deps.sh"; }
-step_tools() { "$here/../tools.sh" "$OUT/tools"; }
-
+. "$here/../common/packages.sh"
+. "$here/../common/initramfs.sh"
+. "$here/../common/form.sh"
 . "$here/packages.sh"
 . "$here/images.sh"
 . "$here/smallkernel.sh"
 . "$here/forms.sh"
 . "$here/scenarios.sh"
 
-main() {
-	local step
-	for step in "$@"; do
-		declare -F "step_$step" >/dev/null || { echo "$0: no step '$step'" >&2; exit 2; }
-	done
-	for step in "$@"; do
-		[ -n "$FORCE" ] && rm -f "$OUT/done/$step"
-		need "$step"
-	done
-	say "done: $*"
-}
-
-main ${*:-$scenarios}; exit   # on one line: this file may be edited while it runs
+run_steps ${*:-$scenarios}; exit   # on one line: this file may be edited while it runs

@@ -4,23 +4,6 @@
 # Names: BASE.COMPRESSION.dLEVEL.  Level bits: 1 zero pages, 2 page cache, 4 private page cache, 8 user data,
 # 16 free pages.  flat (the stream format) and split (a set of files) are made for the readers of those formats.
 
-makedumpfile=$OUT/tools/bin/makedumpfile
-
-# form SOURCE RESULT makedumpfile-argument... : one form; a failure is shown and leaves no file
-form() {
-	local source=$1 result=$2
-	shift 2
-	rm -f "$result"
-	if "${program:-$makedumpfile}" --message-level 5 "$@" "$source" "$result" > "$result.log" 2>&1; then
-		rm "$result.log"
-	else
-		echo "makedumpfile $* failed for $result:" >&2
-		tail -3 "$result.log" >&2
-		rm -f "$result"
-		return 1
-	fi
-}
-
 # forms SOURCE BASE : all forms of SOURCE, named BASE.*
 forms() {
 	local source=$1 base=$2 level

@@ -1,0 +1,61 @@
+# packages.sh - kernels, their debug symbols, and the few programs of the initramfs; from Debian's archive, unpacked
+# into OUT/img and never installed.
+
+root=$OUT/img/root
+
+# The kernel release that the series KERNEL stands for: the newest one that the archive offers.
+host_release() {
+	if [ -z "$KERNEL" ]; then
+		apt-cache depends linux-image-amd64 | awk '/Depends: linux-image/ { print substr($2, 13); exit }'
+	else
+		apt-cache pkgnames "linux-image-$KERNEL." |
+			sed -n "s/^linux-image-\(${KERNEL//./\\.}\.[0-9.]*\(+deb[0-9]*\)\?-amd64\)\$/\1/p" | sort -V | tail -1
+	fi
+}
+
+download() {
+	local package
+	for package; do
+		compgen -G "$CACHE/${package}_*.deb" >/dev/null ||
+			(cd "$CACHE" && apt-get -o APT::Sandbox::User=root download -q "$package")
+	done
+}
+
+# unpack PACKAGE... : fetched, into OUT/img/root
+unpack() {
+	local package
+	download "$@"
+	for package; do
+		dpkg -x "$CACHE/${package}"_*.deb "$root"
+	done
+}
+
+# vmlinux and the KVM modules with DWARF: for the readers that judge the results, never for extraction.
+unpack_debug() {
+	download "linux-image-$1-dbg"
+	dpkg --fsys-tarfile "$CACHE/linux-image-$1-dbg"_*.deb |
+		tar -x -C "$OUT/img" --wildcards --transform 's,^\./usr/lib/,,;s,^debug/usr/lib/,debug/lib/,' \
+			'./usr/lib/debug/boot/vmlinux-*' '*/lib/modules/*/kernel/arch/x86/kvm/*'
+}
+
+# kernels RELEASE... : with modules, and debug symbols; and the programs of the initramfs
+kernels() {
+	local release
+	unpack busybox-static kmod
+	ln -sf kmod "$root/bin/depmod"; ln -sf kmod "$root/bin/modprobe"
+	for release; do
+		unpack "linux-image-$release"
+		unpack_debug "$release"
+		find "$root/lib/modules/$release" -name '*.ko.xz' -exec unxz -f {} +
+		"$root/bin/depmod" -b "$root" "$release"
+	done
+}
+
+# Looks up the host's release once, and keeps it in OUT/kernel.
+find_release() {
+	local release
+	apt-get update -q
+	release=$(host_release)
+	[ -n "$release" ] || { echo "no kernel '$KERNEL' in the archive" >&2; exit 1; }
+	echo "$release" > "$OUT/kernel"
+}
