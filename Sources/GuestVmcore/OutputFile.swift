@@ -43,7 +43,7 @@ public final class OutputFile {
     }
   }
 
-  func write(_ bytes: [UInt8], at offset: UInt64) throws(OutputError) {
+  public func write(_ bytes: [UInt8], at offset: UInt64) throws(OutputError) {
     var done = 0
     while done < bytes.count {
       let result = unsafe bytes.withUnsafeBytes { bytes in

@@ -69,7 +69,10 @@ public struct PageFrameNumber: Address {
   @inlinable public var address: PhysicalAddress { PhysicalAddress(rawValue << pageShift) }
 }
 
-/// `0x` and the digits of a number, without leading zeros.
-public func hexadecimal(_ value: UInt64) -> String {
-  "0x" + String(value, radix: 16)
+/// `0x` and the digits of a number.
+///
+/// - Parameter digits: the least number of digits.
+public func hexadecimal(_ value: UInt64, digits: Int = 1) -> String {
+  let text = String(value, radix: 16)
+  return "0x" + String(repeating: "0", count: max(0, digits - text.utf8.count)) + text
 }

@@ -11,7 +11,8 @@ struct Excerpt: ParsableCommand {
     abstract: "Copy only the pages that finding the guests needs, for a bug report.",
     discussion: """
       The copy is a kdump-compressed file that works like the dump. It holds memory of the host's \
-      kernel and of the VMMs' command lines, and none of the guests' unless asked for.
+      kernel and of the VMMs' command lines, and none of the guests' unless asked for; with \
+      --solve, the guests' page tables and what else inferring the layout of VMCSs looks at.
       """)
 
   @OptionGroup var common: CommonOptions
@@ -33,6 +34,12 @@ struct Excerpt: ParsableCommand {
   func run() throws {
     let recorder = FrameRecorder()
     let host = try HostAnalysis(common, recorder: recorder)
+    if common.solve {
+      // The copy answers those too who do not solve.
+      var plain = common
+      plain.solve = false
+      _ = try HostAnalysis(plain, recorder: recorder)
+    }
     // What the other commands ask for is asked for here, so that the copy answers them all.
     for guest in host.guests { _ = MemorySurvey(of: guest.memory) }
     let wanted = try HostAnalysis.select(withGuest, from: withGuest.isEmpty ? [] : host.guests)

@@ -19,7 +19,9 @@ struct VmcoreSplit: ParsableCommand {
       findings (missing pages, unknown registers); 4 no guest in this dump.
       """,
     version: toolVersion,
-    subcommands: [Extract.self, List.self, Registers.self, Check.self, Excerpt.self],
+    subcommands: [
+      Extract.self, List.self, Registers.self, VMCS.self, Check.self, Excerpt.self,
+    ],
     defaultSubcommand: Extract.self)
 
   static func main() {

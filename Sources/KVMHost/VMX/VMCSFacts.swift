@@ -58,7 +58,7 @@ struct VMCSHostFacts: Sendable {
   /// - Parameter symbol: looks up a symbol of KVM.
   init(_ kernel: LinuxKernel, symbol: (String) -> VirtualAddress?) {
     var facts = FactCollector()
-    facts.add(.linkPointer, .max, "no shadow VMCS")
+    facts.add(.linkPointer, .max, "the link pointer without a shadow VMCS")
     // vmx_return until 4.20.
     for name in ["vmx_vmexit", "vmx_return"] {
       guard let exit = symbol(name) else { continue }
@@ -72,7 +72,9 @@ struct VMCSHostFacts: Sendable {
     facts.add(.hostCS, 0x10, "__KERNEL_CS")
     facts.add(.hostSS, 0x18, "__KERNEL_DS")
     facts.add(.hostTR, 0x40, "GDT_ENTRY_TSS")
-    for field in [VMCSField.hostES, .hostDS] { facts.add(field, 0, "not used by 64-bit kernels") }
+    for field in [VMCSField.hostES, .hostDS] {
+      facts.add(field, 0, "the null selector of 64-bit kernels")
+    }
     facts.add(.hostSysenterCS, 0x10, "__KERNEL_CS")
     // CR0_STATE of arch/x86/include/uapi/asm/processor-flags.h.
     facts.add(.hostCR0, 0x8005_0033, mask: ~0xa, "CR0 of a 64-bit kernel")

@@ -127,6 +127,18 @@ extension VMCSLayout.AccessRightsForm {
   }
 }
 
+extension VMCSLayout.AccessRightsForm {
+  /// For each bit of the value its bit in the region, nil if it is not stored; nil if the value is
+  /// stored as it is read.
+  func bits(at offset: Int) -> [UInt16?]? {
+    if self == .plain { return nil }
+    return (0..<32 as Range<UInt32>).map { bit in
+      let stored = encode(1 << bit)
+      return stored == 0 ? nil : UInt16(clamping: offset * 8 + stored.trailingZeroBitCount)
+    }
+  }
+}
+
 extension VMCSField {
   /// GUEST_ES_AR_BYTES to GUEST_TR_AR_BYTES.
   var isAccessRights: Bool { (0x4814...0x4822).contains(encoding) }

@@ -7,6 +7,9 @@ extension VMCSLayout {
     guard let layout = VMCSLayoutText.parse(text, origin: origin) else { return nil }
     self = layout
   }
+
+  /// The layout as `VMCSINFO/1`, which `init(text:origin:)` reads back.
+  public var text: String { VMCSLayoutText.measured(self) }
 }
 
 /// The texts that layouts come in: the tables of the built-in database, the `VMCSINFO/1` text, and
@@ -65,6 +68,36 @@ enum VMCSLayoutText {
     guard !places.isEmpty else { return nil }
     // OFF lines of access rights are stored as they read: the others come as BITS.
     return VMCSLayout(origin: origin, revision: revision, places: places, accessRights: .plain)
+  }
+
+  static func measured(_ layout: VMCSLayout) -> String {
+    var lines = ["VMCSINFO/1", "# from \(layout.origin)"]
+    if let revision = layout.revision {
+      lines.append("REVISION=0x" + String(revision, radix: 16))
+    }
+    for field in layout.fields {
+      let name = hexadecimal(UInt64(field.encoding), digits: 4).dropFirst(2)
+      if let evidence = layout.evidence[field] { lines.append("# \(field.label) \(evidence)") }
+      switch layout.place(of: field) {
+      case .bytes(let offset, let size):
+        if field.isAccessRights, let bits = layout.accessRights.bits(at: offset) {
+          lines.append(line(name, field.size, bits))
+        } else {
+          lines.append("OFF(\(name))=\(size):0x" + String(offset, radix: 16))
+        }
+      case .bits(let bits): lines.append(line(name, field.size, bits))
+      case .oneOf(let offsets, _):
+        let places = offsets.map { "0x" + String($0, radix: 16) }.joined(separator: ", ")
+        lines.append("# \(name) lies at one of \(places)")
+      case nil: break
+      }
+    }
+    return lines.joined(separator: "\n") + "\nEND\n"
+  }
+
+  private static func line(_ name: Substring, _ size: Int, _ bits: [UInt16?]) -> String {
+    let places = bits.map { hexadecimal(UInt64($0 ?? 0xffff), digits: 4).dropFirst(2) }
+    return "BITS(\(name))=\(size):" + places.joined(separator: ",")
   }
 
   /// The note of 2012: `REVISION_ID=d`, `FIELD(NAME)=…` with, in each 16 bits, the index that the
