@@ -2,6 +2,7 @@
 
 PREFIX = /usr/local
 LAB = .lab
+LAB_VMX = .lab-vmx
 SCENARIOS =
 KERNEL =
 
@@ -22,7 +23,7 @@ SWIFT_MINIMUM = 6.3
 # than the program.
 TEST_OPTIONS = -c release -Xswiftc -enable-testing --scratch-path .build-test
 
-.PHONY: build build-tests deps toolchain test lab lab-test demo install uninstall format lint clean help
+.PHONY: build build-tests deps toolchain test lab lab-test lab-vmx lab-vmx-test demo install uninstall format lint clean help
 .NOTPARALLEL:
 
 build: toolchain ## build the program: .build/release/vmcore-split
@@ -59,6 +60,12 @@ lab: ## boot hosts with guests and dump them into LAB (SCENARIOS="two kdump", KE
 
 lab-test: build ## extract every guest of the lab's dumps and compare it with the truth
 	lab/test $(LAB) $(SCENARIOS)
+
+lab-vmx: ## boot Intel hosts with guests and dump them into .lab-vmx (SCENARIOS="raw kdump", KERNEL=6.12)
+	KERNEL='$(KERNEL)' lab/vmx/build.sh $(LAB_VMX) $(SCENARIOS)
+
+lab-vmx-test: build ## the same as lab-test for the dumps of Intel hosts
+	lab/vmx/test $(LAB_VMX) $(SCENARIOS)
 
 demo: deps build ## show the program at work on the sample
 	rm -rf $(DEMO)
@@ -104,4 +111,4 @@ clean: ## remove what the build made (not the lab's dumps)
 	rm -rf .build .build-test
 
 help: ## show this
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)

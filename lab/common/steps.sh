@@ -5,6 +5,7 @@ CACHE=$(mkdir -p "${CACHE:-$OUT/deb}" && cd "${CACHE:-$OUT/deb}" && pwd)
 KERNEL=${KERNEL:-}
 FORCE=${FORCE:-}
 mkdir -p "$OUT"/{done,img,run,dumps}
+echo "*" > "$OUT/.gitignore"     # wherever it is: nothing of it belongs into a repository
 export PATH=$PATH:/sbin:/usr/sbin
 
 say() { echo "[$(date +%T)] $*"; }
