@@ -1,0 +1,97 @@
+"""A scenario's results as lab/vmx/build.sh leaves them."""
+import os
+import re
+
+from . import truth, vmcsinfo
+from .elfcore import PAGE, ElfCore
+from .registers import QEMU_GPRS, QEMU_SEGMENTS, REPORT_TABLES, note_names
+from .scenario import GuestMemory, Scenario
+from .witness_elf import write_witness_elf
+
+DUMPS = re.compile(r"((host|scrubbed|noted)\.elf|vmcore|(host|vmcore|scrubbed)\..*\.d\d+)$")
+HUGE = 2 << 20
+
+
+class VmxGuest(GuestMemory):
+    """A guest and the truth about it: its memory by the witness, whose pages must have the checksums that the monitor
+    told; its registers by the monitor, and by the witness for vCPUs that were never asked for theirs."""
+
+    def __init__(self, scenario, told, witness, release):
+        super().__init__(witness["runs"])
+        self.name, self.pid, self.told, self.release = told.name, told.pid, told, release
+        self.vmlinux = scenario.vmlinux(release) if release else None
+        self.witnessed = witness["vcpus"]
+        self.registers = [told.vcpus.get(index, vcpu) for index, vcpu in enumerate(self.witnessed)]
+        self.truth_path = os.path.join(scenario.work, f"{self.name}.witness.elf")
+        notes = [note_registers(vcpu) | {"prstatus.pid": index + 1} for index, vcpu in enumerate(self.registers)]
+        write_witness_elf(self.truth_path, ElfCore(scenario.base), witness | {"vcpus": notes})
+        self.truth = ElfCore(self.truth_path)
+
+    def is_still(self, index):
+        """Whether a vCPU's registers are those that were told, but for RIP of one that spins."""
+        return index in self.told.vcpus
+
+    def spins(self, index):
+        return self.told.stopped.get(index) is False
+
+    def witness_differences(self):
+        """(registers compared, [what differs]) between the monitor and the witness"""
+        count, differences = 0, []
+        for index, told in self.told.vcpus.items():
+            for name, value in told.items():
+                found = self.witnessed[index].get(name)
+                if found is None:
+                    continue
+                count += 1
+                is_moved = name == "rip" and self.spins(index) and self.told.loop[0] <= found < self.told.loop[1]
+                if found != value and not is_moved:
+                    differences.append(f"{self.name} vCPU {index} {name}: witness {found:#x}, monitor {value:#x}")
+        return count, differences
+
+    def memory_differences(self):
+        """(pieces of 2 MiB compared, [what differs]) between the witness's pages and the monitor's checksums"""
+        if not all(map(self.is_still, range(len(self.registers)))):
+            return 0, []        # one goes on, and writes to memory
+        differences = []
+        for piece in self.told.pieces:
+            pages = [self.truth.read(start + index * PAGE, PAGE) for start, count, kind, _ in self.runs
+                     if kind in ("page", "zero") for index in range(count)
+                     if piece.address <= start + index * PAGE < piece.address + HUGE]
+            if len(pages) != piece.pages or truth.checksum(pages) != piece.checksum:
+                differences.append(f"{self.name} 2 MiB at {piece.address:#x}: {len(pages)} pages, the monitor had "
+                                   f"{piece.pages}, or another checksum")
+        return len(self.told.pieces), differences
+
+
+def note_registers(values):
+    """Registers by the names of a vCPU's notes, out of those of the report"""
+    values = values | {"kernel_gs_base": values.get("kernel_gs_base", 0)}
+    segments = {}
+    for name in QEMU_SEGMENTS:
+        report = REPORT_TABLES.get(name, name)
+        segments[name] = dict(selector=values.get(f"{report}.selector", 0), limit=values[f"{report}.limit"],
+                              flags=values.get(f"{report}.attributes", 0), base=values[f"{report}.base"])
+    control = {name: values.get(name, 0) for name in ("cr0", "cr1", "cr2", "cr3", "cr4", "kernel_gs_base")}
+    return note_names({name: values[name] for name in QEMU_GPRS}, segments, control)
+
+
+class VmxScenario(Scenario):
+    def forms(self):
+        return sorted(name for name in os.listdir(self.folder) if DUMPS.match(name))
+
+    def host_release(self):
+        return self.text("release").strip()
+
+    def measured(self):
+        """The layouts that the module measured: with guests running, and at the other times"""
+        others = sorted(name for name in os.listdir(self.folder) if re.match(r"vmcsinfo\..*\.txt$", name))
+        return self.text("vmcsinfo.txt"), {name: self.text(name) for name in others}
+
+    def layout(self):
+        return vmcsinfo.Layout(self.text("vmcsinfo.txt"))
+
+    def guests(self):
+        witness = self.witness("witness_vmx", "vmcsinfo.txt")
+        told = truth.read(self.text("truth.txt").splitlines())
+        releases = dict(re.findall(r"GUEST:(\w+) (\S+) up", self.text("console")))
+        return [VmxGuest(self, guest, witness[guest.pid], releases.get(name)) for name, guest in sorted(told.items())]
