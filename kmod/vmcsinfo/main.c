@@ -144,10 +144,9 @@ static int __init write_text(struct measurement *m)
 
 	*(u32 *)m->ws->vmxon = m->revision;
 	ret = work_on_cpu_safe(m->cpu, measure_on_cpu, m);
-	if (ret == -EBUSY)
-		pr_err("no VMX operation on CPU %d: in use by another hypervisor?\n", m->cpu);
 	if (ret) {
-		pr_err("measuring failed: %d\n", ret);
+		pr_err("measuring on CPU %d failed: error %d%s\n", m->cpu, ret,
+		       ret == -EBUSY ? ", does another hypervisor use VMX?" : "");
 		return ret;
 	}
 	if (!m->fields) {
@@ -155,7 +154,11 @@ static int __init write_text(struct measurement *m)
 		return -EIO;
 	}
 	seq_buf_printf(&m->text, "END\n");
-	return seq_buf_has_overflowed(&m->text) ? -E2BIG : 0;
+	if (seq_buf_has_overflowed(&m->text)) {
+		pr_err("the text is too long\n");
+		return -E2BIG;
+	}
+	return 0;
 }
 
 static int __init make_note(const char *text, size_t length)
@@ -204,8 +207,8 @@ static int __init measure_layout(void)
 	if (!ret)
 		ret = make_note(text, m.text.len);
 	if (!ret)
-		pr_info("revision 0x%x: %u fields, %u of them transformed; interrupts were off for at most %llu ns\n",
-			m.revision, m.fields, m.transformed, m.longest);
+		pr_info("CPU %d, revision 0x%x: %u fields, %u of them transformed; interrupts were off for at most %llu ns\n",
+			m.cpu, m.revision, m.fields, m.transformed, m.longest);
 
 	/* Leave neither a second text nor what looks like a VMCS in memory. */
 	kvfree_sensitive(text, TEXT_LIMIT);
