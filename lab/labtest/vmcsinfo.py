@@ -65,3 +65,11 @@ def note(layout):
         if rotated:
             value = (value >> 8 | value << 8 * size - 8) & (1 << 8 * size) - 1
         yield f"FIELD({name})={value:0{2 * size}x}\n"
+
+
+def wrong(layout):
+    """A VMCSINFO/1 text of another processor: every field lies elsewhere."""
+    yield f"VMCSINFO/1\nREVISION={layout.revision:#x}\n"
+    for encoding, bits in sorted(layout.fields.items()):
+        yield f"OFF({encoding:04x})={len(bits) // 8}:{min(bits) // 8 ^ 0x40:#x}\n"
+    yield "END\n"

@@ -15,11 +15,12 @@ forms() {
 # all_forms DUMP : forms of the dump as it is (BASE.*), of one in which no layout is told (scrubbed.*), and the ELF
 # dump with the layout in a note (noted.elf)
 all_forms() {
-	local dump=$1 base=${1%.elf}
+	local dump=$1 base=${1%.elf} kind
 	forms "$dump" "$base"
 	python3 "$here/scrub.py" "$dump" scrubbed.elf
 	forms scrubbed.elf scrubbed
-	python3 "$here/layout.py" note vmcsinfo.txt > vmcsinfo.note
-	python3 "$here/layout.py" table vmcsinfo.txt > vmcsinfo.table
+	for kind in note table wrong; do
+		python3 "$here/layout.py" $kind vmcsinfo.txt > vmcsinfo.$kind
+	done
 	python3 "$here/addnote.py" scrubbed.elf noted.elf VMCSINFO vmcsinfo.note
 }

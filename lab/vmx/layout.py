@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""layout.py table|note VMCSINFO - a measured layout (VMCSINFO/1) in another of the texts that layouts come in."""
+"""layout.py table|note|wrong VMCSINFO - a measured layout (VMCSINFO/1) in another of the texts that layouts come in, or a
+layout that is not this one."""
 import os
 import sys
 
@@ -11,7 +12,7 @@ from labtest import vmcsinfo  # noqa: E402
 def main(kind, path):
     with open(path) as file:
         layout = vmcsinfo.Layout(file.read())
-    sys.stdout.writelines({"table": vmcsinfo.table, "note": vmcsinfo.note}[kind](layout))
+    sys.stdout.writelines({"table": vmcsinfo.table, "note": vmcsinfo.note, "wrong": vmcsinfo.wrong}[kind](layout))
 
 
 if __name__ == "__main__":
