@@ -87,7 +87,12 @@ let package = Package(
         .product(name: "SystemPackage", package: "swift-system"),
       ]),
     tests("X86Tests", uses: ["X86", "Memory"]),
-    tests("VMCSTests", uses: ["KVMHost"]),
+    tests(
+      "VMCSTests",
+      uses: [
+        "KVMHost", "DumpFiles", "Guest", "LinuxKernel", "Memory", "X86",
+        .product(name: "SystemPackage", package: "swift-system"),
+      ]),
     tests(
       "SampleTests",
       uses: [

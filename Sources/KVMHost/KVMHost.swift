@@ -62,28 +62,10 @@ public struct KVMHost: Sendable {
   /// Every VM on `vm_list`. One that cannot be read is reported and does not keep the others from
   /// being found.
   public func guests() throws(KVMError) -> Guests {
-    let machines: [KernelObject]
-    do throws(KernelError) {
-      let head = KernelObject(
-        in: kernel.memory, at: list, type: try structure("list_head"), path: "vm_list")
-      machines = try head.listElements(
-        of: try structure("kvm"), link: "vm_list", limit: 1 << 16)
-    } catch {
-      throw .kernel(error)
-    }
-    guard !machines.isEmpty else { throw .noGuests(release: kernel.vmcoreinfo.release) }
-    let filter = FilteredPages(on: self)
-    var found = Guests()
-    var readable: [VirtualMachine] = []
+    let (machines, failures) = try machines()
+    var found = Guests(failures: failures)
+    let structures = ControlStructures(of: machines, on: self, vmcsLayouts)
     for machine in machines {
-      do throws(KernelError) {
-        readable.append(try VirtualMachine(machine, on: self, filter: filter))
-      } catch {
-        found.failures.append(.machine(at: machine.address, error))
-      }
-    }
-    let structures = ControlStructures(of: readable, on: self, vmcsLayouts)
-    for machine in readable {
       do throws(KernelError) {
         found.guests.append(try machine.guest(structures))
         found.controlStructures += structures.of(machine)
@@ -92,6 +74,31 @@ public struct KVMHost: Sendable {
       }
     }
     return found
+  }
+
+  /// The VMs as far as their structures are the same for all processors.
+  func machines() throws(KVMError) -> (machines: [VirtualMachine], failures: [KVMError]) {
+    let objects: [KernelObject]
+    do throws(KernelError) {
+      let head = KernelObject(
+        in: kernel.memory, at: list, type: try structure("list_head"), path: "vm_list")
+      objects = try head.listElements(
+        of: try structure("kvm"), link: "vm_list", limit: 1 << 16)
+    } catch {
+      throw .kernel(error)
+    }
+    guard !objects.isEmpty else { throw .noGuests(release: kernel.vmcoreinfo.release) }
+    let filter = FilteredPages(on: self)
+    var machines: [VirtualMachine] = []
+    var failures: [KVMError] = []
+    for object in objects {
+      do throws(KernelError) {
+        machines.append(try VirtualMachine(object, on: self, filter: filter))
+      } catch {
+        failures.append(.machine(at: object.address, error))
+      }
+    }
+    return (machines, failures)
   }
 
   /// A symbol of KVM, be it a module or built in.

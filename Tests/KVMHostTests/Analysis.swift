@@ -32,9 +32,11 @@ struct Analysis {
     self.source = source
     let text = try #require(Vmcoreinfo(text: Array(vmcoreinfo.utf8)))
     let kernel = try LinuxKernel(text, in: source)
-    (guests, failures) = try KVMHost(
+    let found = try KVMHost(
       kernel, in: source, processors: HostProcessors(notes: notes)
     ).guests()
+    guests = found.guests
+    failures = found.failures
   }
 
   var guest: Guest {

@@ -20,9 +20,12 @@ import X86
     #expect(layouts.first?.revision == 0x2b)
   }
 
-  @Test func `every register equals what KVM told`() throws {
+  @Test(arguments: [false, true])
+  func `every register equals what KVM told`(isInferred: Bool) throws {
     let truth = try Truth(try sample.lines(of: "intel-host.registers"))
-    let found = try sample.guests(vmcsLayouts: layouts)
+    let found = try sample.guests(
+      vmcsLayouts: isInferred
+        ? VMCSLayoutSources(infersAlways: true) : VMCSLayoutSources(told: layouts))
     #expect(found.failures.isEmpty)
     // vm_list has the newest first.
     let machines = ["vmB", "vmA", "vmR", "vmL"]
@@ -38,6 +41,11 @@ import X86
           continue
         }
         for (register, value) in expected {
+          if isInferred, register == "sysenter_cs", machines[2] == name {
+            // It may lie at one of two places, which only in this guest differ.
+            #expect(processor.registers[.sysenterCS].value == nil)
+            continue
+          }
           compared += 1
           if processor.registers.value(named: register) != value {
             different.append("\(name) \(processor.index) \(register)")
@@ -45,19 +53,9 @@ import X86
         }
       }
     }
-    #expect(compared == 370)
+    #expect(compared == (isInferred ? 369 : 370))
     // These two went on between the telling and the panic, inside a loop of a few instructions.
     #expect(different.sorted() == ["vmA 1 rip", "vmB 0 rip"])
-  }
-
-  @Test func `without a layout the VMCS is not guessed, and KVM's copies remain`() throws {
-    let guests = try sample.guests().guests
-    for processor in guests.flatMap(\.processors) {
-      #expect(processor.registers[.cs].value == nil)
-      #expect(processor.registers[.rax].value != nil)
-      #expect(processor.registers[.lstar].value != nil)
-    }
-    #expect(guests.flatMap(\.findings).allSatisfy { $0.name == KVMHost.unreadableVMCS })
   }
 
   @Test func `a layout that disagrees with what KVM remembers is not used`() throws {
@@ -66,11 +64,21 @@ import X86
       text += "OFF(\(String(encoding, radix: 16)))=8:0x\(String(encoding & 0xff0, radix: 16))\n"
     }
     let wrong = try #require(VMCSLayout(text: text + "END\n", origin: "a wrong text"))
-    let guests = try sample.guests(vmcsLayouts: [wrong]).guests
-    #expect(guests.flatMap(\.processors).allSatisfy { $0.registers[.gs].value == nil })
-    let right = try sample.guests(vmcsLayouts: [wrong] + layouts).guests
-    #expect(
-      right.flatMap(\.processors).map(\.registers.isComplete) == Array(repeating: true, count: 6))
+    for sources in [
+      VMCSLayoutSources(told: [wrong]), VMCSLayoutSources(told: [wrong], search: { layouts }),
+      VMCSLayoutSources(told: [wrong] + layouts),
+    ] {
+      let found = try sample.guests(vmcsLayouts: sources)
+      let names = found.guests.flatMap(\.findings).map(\.name)
+      #expect(names.contains("vcpu.vmcs-layout-rejected"))
+      for structure in found.controlStructures {
+        guard case .current(let layout, _, _) = structure.state else {
+          Issue.record("not read")
+          continue
+        }
+        #expect(layout.origin != wrong.origin)
+      }
+    }
   }
 }
 

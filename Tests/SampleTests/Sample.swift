@@ -34,8 +34,8 @@ struct Sample: Sendable {
   func guests(
     in memory: EditedMemory? = nil,
     notes: [(name: String, type: UInt32, descriptor: [UInt8])]? = nil,
-    vmcsLayouts: [VMCSLayout] = []
-  ) throws -> (guests: [Guest], failures: [KVMError]) {
+    vmcsLayouts: VMCSLayoutSources = VMCSLayoutSources()
+  ) throws -> KVMHost.Guests {
     let source: any FrameSource = memory ?? dump
     let kernel = kernel.seen(through: source)
     let own = dump.notes.map { ($0.name, $0.type, $0.description) }

@@ -127,7 +127,7 @@ import Testing
           region[offset + index] = UInt8(truncatingIfNeeded: stored >> (8 * UInt32(index)))
         }
       }
-      #expect(penryn.withAccessRights(fitting: region).accessRights == form)
+      #expect(penryn.withAccessRights(fitting: [region]).accessRights == form)
     }
   }
 }

@@ -18,7 +18,7 @@ enum VMCSRegularity {
   /// Another processor's layout: 127 of 127 fields that both tell are the same for Haswell and
   /// Skylake, 125 of 125 for Nehalem and Sandy Bridge.
   private static func addKnown(_ solver: inout VMCSSolver) {
-    for layout in VMCSLayoutDatabase.layouts {
+    for layout in solver.known {
       let places = solver.placed.compactMap { field, place in
         layout.offset(of: field).map { $0 == place.offset }
       }

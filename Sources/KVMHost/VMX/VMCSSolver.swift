@@ -41,6 +41,8 @@ struct VMCSSample: Sendable {
 /// other field lies there; evidence that contradicts itself places nothing.
 struct VMCSSolver {
   let samples: [VMCSSample]
+  /// Other processors' layouts.
+  let known: [VMCSLayout]
   /// Fields that have one place left.
   private(set) var placed: [VMCSField: Placement] = [:]
   /// Fields that must lie at one of several places.
@@ -72,8 +74,9 @@ struct VMCSSolver {
   /// The first bytes are the revision identifier and the abort indicator (SDM vol. 3C 24.2).
   static let firstOffset = 8
 
-  init(_ samples: [VMCSSample]) {
+  init(_ samples: [VMCSSample], known: [VMCSLayout] = VMCSLayoutDatabase.layouts) {
     self.samples = samples
+    self.known = known
     owner = Array(repeating: nil, count: samples.map(\.region.count).min() ?? 0)
   }
 
@@ -86,7 +89,7 @@ struct VMCSSolver {
       VMCSMeaning(samples).add(to: &self)
       VMCSRegularity.extend(&self)
       if conflicts.isEmpty { return }
-      var next = VMCSSolver(samples)
+      var next = VMCSSolver(samples, known: known)
       next.disputed = disputed.union(conflicts)
       self = next
     }
