@@ -61,10 +61,20 @@ public struct KVMHost: Sendable {
 
   /// Every VM on `vm_list`. One that cannot be read is reported and does not keep the others from
   /// being found.
-  public func guests() throws(KVMError) -> Guests {
-    let (machines, failures) = try machines()
-    var found = Guests(failures: failures)
-    let structures = ControlStructures(of: machines, on: self, vmcsLayouts)
+  ///
+  /// - Parameter searchingForVMCSs: search the host's memory for VMCSs that no vCPU leads to. Then it
+  ///   is no error if there is no VM.
+  public func guests(searchingForVMCSs: Bool = false) throws(KVMError) -> Guests {
+    var machines: [VirtualMachine] = []
+    var found = Guests()
+    do throws(KVMError) {
+      (machines, found.failures) = try self.machines()
+    } catch {
+      guard searchingForVMCSs else { throw error }
+      found.failures = [error]
+    }
+    let structures = ControlStructures(
+      of: machines, on: self, vmcsLayouts, searches: searchingForVMCSs)
     for machine in machines {
       do throws(KernelError) {
         found.guests.append(try machine.guest(structures))
@@ -73,6 +83,7 @@ public struct KVMHost: Sendable {
         found.failures.append(.machine(at: machine.object.address, error))
       }
     }
+    found.controlStructures += structures.unowned
     return found
   }
 

@@ -75,7 +75,7 @@ struct KVMProcessor {
       try svm.read(into: &registers)
       runsNestedGuest = try svm.runsNestedGuest()
     case .vmx(let types):
-      guard let (vmx, reading) = structures.reading(of: vcpu) else {
+      guard let (vmx, reading, told) = structures.reading(of: vcpu) else {
         // Tells why.
         _ = try VMXProcessor(vcpu, on: host, types: types)
         throw .noMember(type: "vcpu_vmx", anyOf: ["loaded_vmcs"])
@@ -84,7 +84,7 @@ struct KVMProcessor {
       try merged.readCopies(into: &registers)
       runsNestedGuest = try vmx.runsNestedGuest()
       if case .current(let vmcs, _, _) = reading { try merged.read(vmcs, into: &registers) }
-      findings.append(reading.finding(of: index))
+      findings += told
     case .unknown:
       throw .noSymbol("kvm_x86_ops", module: "kvm")
     }

@@ -14,8 +14,12 @@ struct HostAnalysis {
   let failures: [KVMError]
   let controlStructures: [ControlStructure]
 
-  /// - Parameter recorder: told of every page that finding the guests needed.
-  init(_ options: CommonOptions, recorder: FrameRecorder? = nil) throws {
+  /// - Parameters:
+  ///   - recorder: told of every page that finding the guests needed.
+  ///   - searchesForVMCSs: search the host's memory for VMCSs that no vCPU leads to.
+  init(
+    _ options: CommonOptions, recorder: FrameRecorder? = nil, searchesForVMCSs: Bool = false
+  ) throws {
     let dump: DumpFile
     do throws(DumpFileError) {
       dump = try DumpFile.open(FilePath(options.dump))
@@ -36,15 +40,18 @@ struct HostAnalysis {
     do throws(KVMError) {
       found = try KVMHost(
         kernel, in: source, processors: processors, vmcsLayouts: layouts
-      ).guests()
+      ).guests(searchingForVMCSs: searchesForVMCSs)
     } catch {
       throw Failure(error, status: error.meansNoGuest ? .noGuest : .failure)
     }
     let guests = try Self.select(options.guest, from: found.guests)
-    if guests.isEmpty, let failure = found.failures.first { throw Failure(failure) }
+    if guests.isEmpty, found.controlStructures.isEmpty, let failure = found.failures.first {
+      throw Failure(failure, status: failure.meansNoGuest ? .noGuest : .failure)
+    }
     failures = found.failures
     controlStructures = found.controlStructures.filter { structure in
-      guests.contains { $0.identity == structure.guest }
+      structure.owner.map { owner in guests.contains { $0.identity == owner.guest } }
+        ?? options.guest.isEmpty
     }
     self.dump = dump
     self.guests = guests

@@ -23,6 +23,9 @@ struct VMCS: ParsableCommand {
       "Only the vCPU of this number. May be given several times.", valueName: "n"))
   var processors: [Int] = []
 
+  @Flag(name: .long, help: "Search all memory for VMCSs that no vCPU leads to.")
+  var scan = false
+
   @Flag(name: .long, help: "Show the bytes of the VMCS too.")
   var raw = false
 
@@ -38,9 +41,9 @@ struct VMCS: ParsableCommand {
   var force = false
 
   func run() throws {
-    let host = try HostAnalysis(common)
+    let host = try HostAnalysis(common, searchesForVMCSs: scan)
     let structures = host.controlStructures.filter {
-      processors.isEmpty || processors.contains($0.processor)
+      processors.isEmpty || $0.owner.map { processors.contains($0.processor) } ?? false
     }
     for failure in host.failures { Console.error(failure) }
     guard !structures.isEmpty else { throw Failure(VMCSError.none) }
@@ -58,10 +61,11 @@ struct VMCS: ParsableCommand {
   // MARK: Text
 
   private func show(_ structure: ControlStructure) {
-    let place = structure.address.map { " at physical address \($0)" } ?? ""
+    let owner =
+      structure.owner.map { "\($0.guest.displayName) vCPU \($0.processor)" } ?? "no vCPU's"
     print(
       printable(
-        "\(structure.guest.displayName) vCPU \(structure.processor): VMCS\(place), revision "
+        "\(owner): VMCS at physical address \(structure.address), revision "
           + hexadecimal(UInt64(structure.revision))
           + (structure.runsNestedGuest ? ", of the guest's own guest" : "")
           + (structure.hostProcessor.map { ", last loaded on host CPU \($0)" } ?? "")))
@@ -155,9 +159,10 @@ extension ControlStructure.Field {
 /// What `vmcs --json` prints.
 private struct VMCSReport: Encodable {
   struct Structure: Encodable {
-    var guest: String
-    var processor: Int
-    var physicalAddress: String?
+    /// Nil for one that no vCPU leads to.
+    var guest: String?
+    var processor: Int?
+    var physicalAddress: String
     var revision: String
     var runsNestedGuest: Bool
     var hostProcessor: Int64?
@@ -189,8 +194,8 @@ private struct VMCSReport: Encodable {
   init(_ structures: [ControlStructure], showsBytes: Bool) {
     self.structures = structures.map { structure in
       var report = Structure(
-        guest: structure.guest.displayName, processor: structure.processor,
-        physicalAddress: structure.address.map { "\($0)" },
+        guest: structure.owner?.guest.displayName, processor: structure.owner?.processor,
+        physicalAddress: "\(structure.address)",
         revision: hexadecimal(UInt64(structure.revision)),
         runsNestedGuest: structure.runsNestedGuest, hostProcessor: structure.hostProcessor,
         state: "no-layout", fields: structure.fields.map(Self.field))

@@ -5,19 +5,21 @@ import SystemPackage
 
 /// Where layouts of Intel's VMCS come from, besides those known.
 enum VMCSLayouts {
-  /// Those in the dump's notes, then that of a file, if one is given; as a last resort all of the
-  /// host's memory is searched.
+  /// The dump's notes, and a file, if one is given; as a last resort all of the host's memory is
+  /// searched.
   static func sources(
     _ options: CommonOptions, _ dump: DumpFile, _ source: any FrameSource
   ) throws -> VMCSLayoutSources {
-    var layouts = dump.notes.filter { $0.name == "VMCSINFO" }.compactMap {
-      VMCSLayout(
-        text: String(decoding: $0.description.prefix { $0 != 0 }, as: UTF8.self),
-        origin: "the dump's VMCSINFO note")
-    }
-    if let path = options.vmcsinfo { layouts.append(try layout(in: FilePath(path))) }
-    return VMCSLayoutSources(told: layouts, infersAlways: options.solve) {
-      [threads = options.threadCount] in
+    let threads = options.threadCount
+    return VMCSLayoutSources(
+      inDump: dump.notes.filter { $0.name == "VMCSINFO" }.compactMap {
+        VMCSLayout(
+          text: String(decoding: $0.description.prefix { $0 != 0 }, as: UTF8.self),
+          origin: "the dump's VMCSINFO note")
+      },
+      ofUser: try options.vmcsinfo.map { [try layout(in: FilePath($0))] } ?? [],
+      infersAlways: options.solve, threads: threads
+    ) {
       VMCSINFOSearch(source, threads: threads).layouts()
     }
   }

@@ -25,7 +25,7 @@ import X86
     let truth = try Truth(try sample.lines(of: "intel-host.registers"))
     let found = try sample.guests(
       vmcsLayouts: isInferred
-        ? VMCSLayoutSources(infersAlways: true) : VMCSLayoutSources(told: layouts))
+        ? VMCSLayoutSources(infersAlways: true) : VMCSLayoutSources(ofUser: layouts))
     #expect(found.failures.isEmpty)
     // vm_list has the newest first.
     let machines = ["vmB", "vmA", "vmR", "vmL"]
@@ -65,8 +65,8 @@ import X86
     }
     let wrong = try #require(VMCSLayout(text: text + "END\n", origin: "a wrong text"))
     for sources in [
-      VMCSLayoutSources(told: [wrong]), VMCSLayoutSources(told: [wrong], search: { layouts }),
-      VMCSLayoutSources(told: [wrong] + layouts),
+      VMCSLayoutSources(inDump: [wrong]), VMCSLayoutSources(ofUser: [wrong], search: { layouts }),
+      VMCSLayoutSources(inDump: [wrong] + layouts),
     ] {
       let found = try sample.guests(vmcsLayouts: sources)
       let names = found.guests.flatMap(\.findings).map(\.name)

@@ -5,10 +5,10 @@ import X86
 
 /// One vCPU's VMCS, for those who want to see it whole.
 public struct ControlStructure: Sendable {
-  public let guest: GuestIdentity
-  public let processor: Int
+  /// The guest and the vCPU that it belongs to; nil if it was found in memory and no vCPU's it is.
+  public let owner: (guest: GuestIdentity, processor: Int)?
   /// Where it lies in the host.
-  public let address: PhysicalAddress?
+  public let address: PhysicalAddress
   /// The revision identifier in its head.
   public let revision: UInt32
   /// True if it is that of a guest's guest: vmcs02.
@@ -75,6 +75,8 @@ public struct ControlStructure: Sendable {
 /// All VMCSs of a host, read.
 struct ControlStructures: Sendable {
   private var structures: [VirtualAddress: Entry] = [:]
+  /// Those that memory holds and no vCPU leads to.
+  private(set) var unowned: [ControlStructure] = []
   /// What must be said of layouts to the user of any guest.
   private(set) var findings: [Finding] = []
 
@@ -84,23 +86,79 @@ struct ControlStructures: Sendable {
     let processor: VMXProcessor
     let sample: VMCSSample
     let reading: VMCSReader.Reading
+    let wasSearched: Bool
   }
 
-  init(of machines: [VirtualMachine], on host: KVMHost, _ sources: VMCSLayoutSources) {
+  /// One vCPU before the layout is chosen.
+  private struct Candidate {
+    let machine: VirtualMachine
+    let index: Int
+    let processor: VMXProcessor
+    let sample: VMCSSample
+    var wasSearched = false
+  }
+
+  /// - Parameter searches: look for structures that no vCPU leads to, even if all vCPUs have one.
+  init(
+    of machines: [VirtualMachine], on host: KVMHost, _ sources: VMCSLayoutSources,
+    searches: Bool = false
+  ) {
     guard case .vmx(let types) = host.vendor else { return }
-    var found: [(VirtualMachine, Int, VMXProcessor, VMCSSample)] = []
+    var found: [Candidate] = []
+    var lost: [(machine: VirtualMachine, index: Int, vcpu: KernelObject)] = []
     for machine in machines {
-      let memory = GuestMemory(machine.memory, in: host.source)
       for (index, vcpu) in machine.processors.objects.enumerated() {
-        guard let processor = try? VMXProcessor(vcpu, on: host, types: types) else { continue }
-        found.append((machine, index, processor, processor.sample(in: memory)))
+        guard let processor = try? VMXProcessor(vcpu, on: host, types: types) else {
+          lost.append((machine, index, vcpu))
+          continue
+        }
+        let memory = GuestMemory(machine.memory, in: host.source)
+        found.append(
+          Candidate(
+            machine: machine, index: index, processor: processor,
+            sample: processor.sample(in: memory)))
       }
     }
-    let reader = VMCSReader(found.map { ($0.2.revision, $0.3) }, sources)
-    for (machine, index, processor, sample) in found {
-      structures[processor.vcpu.address] = Entry(
-        guest: machine.identity, index: index, processor: processor, sample: sample,
-        reading: reader.reading(of: sample, revision: processor.revision))
+    var stray: [VMCSSearch.Hit] = []
+    if searches || !lost.isEmpty {
+      stray = VMCSSearch(host, threads: sources.threads)
+        .hits(besides: Set(found.map(\.processor.address)))
+      for (machine, index, vcpu) in lost {
+        guard let structures = try? VMXStructures(vcpu, types: types) else { continue }
+        let memory = GuestMemory(machine.memory, in: host.source)
+        let own = stray.map { hit in
+          VMXProcessor(structures, on: host, at: hit.address, hit.region)
+        }.map { ($0, $0.sample(in: memory)) }.filter { VMCSReader.isWrittenBack($0.1) }
+        // Two that fit equally are no evidence.
+        guard own.count == 1, let (processor, sample) = own.first else { continue }
+        stray.removeAll { $0.address == processor.address }
+        found.append(
+          Candidate(
+            machine: machine, index: index, processor: processor, sample: sample,
+            wasSearched: true))
+      }
+    }
+    let unownedSamples = stray.map {
+      VMCSSample(
+        region: $0.region, facts: host.vmcsFacts.facts(onProcessor: nil), guest: nil)
+    }
+    let reader = VMCSReader(
+      found.map { ($0.processor.revision, $0.sample) }
+        + zip(stray, unownedSamples).map { ($0.revision, $1) },
+      sources, host.kernel)
+    for candidate in found {
+      structures[candidate.processor.vcpu.address] = Entry(
+        guest: candidate.machine.identity, index: candidate.index,
+        processor: candidate.processor, sample: candidate.sample,
+        reading: reader.reading(
+          of: candidate.sample, revision: candidate.processor.revision),
+        wasSearched: candidate.wasSearched)
+    }
+    unowned = zip(stray, unownedSamples).map { hit, sample in
+      ControlStructure(
+        owner: nil, address: hit.address, revision: hit.revision, runsNestedGuest: false,
+        hostProcessor: nil, region: hit.region,
+        state: reader.reading(of: sample, revision: hit.revision).state, facts: sample.facts)
     }
     findings = reader.rejections.map {
       Finding(
@@ -110,11 +168,20 @@ struct ControlStructures: Sendable {
     }
   }
 
-  /// A vCPU's structure with how it could be read; nil if it cannot be found.
+  /// A vCPU's structure with what is to be said of it; nil if it cannot be found.
   func reading(
     of vcpu: KernelObject
-  ) -> (processor: VMXProcessor, reading: VMCSReader.Reading)? {
-    structures[vcpu.address].map { ($0.processor, $0.reading) }
+  ) -> (processor: VMXProcessor, reading: VMCSReader.Reading, findings: [Finding])? {
+    guard let entry = structures[vcpu.address] else { return nil }
+    var findings = [entry.reading.finding(of: entry.index)]
+    if entry.wasSearched {
+      findings.append(
+        Finding(
+          .warning, "vcpu.vmcs-searched",
+          "vCPU \(entry.index): KVM's structures do not lead to its VMCS; the one at physical"
+            + " address \(entry.processor.address) is taken, as it alone holds what KVM remembers"))
+    }
+    return (entry.processor, entry.reading, findings)
   }
 
   /// Those of a VM's vCPUs.
@@ -126,16 +193,16 @@ struct ControlStructures: Sendable {
 extension ControlStructures.Entry {
   fileprivate var structure: ControlStructure {
     ControlStructure(
-      guest: guest, processor: index,
-      address: try? processor.vcpu.memory.translate(processor.address),
-      revision: processor.revision,
+      owner: (guest, index), address: processor.address, revision: processor.revision,
       runsNestedGuest: (try? processor.runsNestedGuest()) ?? false,
       hostProcessor: try? processor.loaded["cpu"].signed(), region: processor.region,
-      state: state, facts: sample.facts)
+      state: reading.state, facts: sample.facts)
   }
+}
 
-  private var state: ControlStructure.State {
-    switch reading {
+extension VMCSReader.Reading {
+  fileprivate var state: ControlStructure.State {
+    switch self {
     case .current(let vmcs, let agreeing, let compared):
       .current(vmcs.layout, agreeing: agreeing, compared: compared)
     case .stale(let reason): .stale(reason)

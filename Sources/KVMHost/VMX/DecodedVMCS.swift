@@ -8,10 +8,15 @@ struct DecodedVMCS {
   func value(_ field: VMCSField) -> UInt64? { layout.value(of: field, in: region) }
 
   func reading(_ field: VMCSField) -> Reading<UInt64> {
-    guard let value = value(field) else {
-      return .unknown(reason: "the layout of the VMCS does not have \(field.label)")
-    }
+    guard let value = value(field) else { return .unknown(reason: whyUnknown(field)) }
     return .known(value, RegisterSource(.vmcs, field.label))
+  }
+
+  private func whyUnknown(_ field: VMCSField) -> String {
+    let count = layout.offsets(of: field).count
+    return count > 1
+      ? "inferring the layout of the VMCS left \(count) places for \(field.label), which differ"
+      : "the layout of the VMCS does not have \(field.label)"
   }
 
   /// A segment by its number in the encodings: ES CS SS DS FS GS LDTR TR.
@@ -23,8 +28,8 @@ struct DecodedVMCS {
     guard let selector = values[0], let base = values[1], let limit = values[2],
       let rights = values[3]
     else {
-      let missing = zip(fields, values).first { $0.1 == nil }.map { $0.0.label } ?? ""
-      return .unknown(reason: "the layout of the VMCS does not have \(missing)")
+      let missing = zip(fields, values).first { $0.1 == nil }.map(\.0)
+      return .unknown(reason: whyUnknown(missing ?? fields[0]))
     }
     return .known(
       Segment(
@@ -36,7 +41,7 @@ struct DecodedVMCS {
 
   func table(base: VMCSField, limit: VMCSField) -> Reading<DescriptorTable> {
     guard let start = value(base), let size = value(limit) else {
-      return .unknown(reason: "the layout of the VMCS does not have \(base.label)")
+      return .unknown(reason: whyUnknown(value(base) == nil ? base : limit))
     }
     return .known(
       DescriptorTable(base: start, limit: UInt32(truncatingIfNeeded: size)),

@@ -13,6 +13,8 @@ struct VMCSFact: Sendable {
   let origin: String
   /// True of what the processor or KVM writes at every exit or entry, unlike what is set up once.
   var isOfLastExit = false
+  /// True of what is the same in every VMCS of a host.
+  var isConstant = false
 
   func agrees(with other: UInt64) -> Bool { other & mask == value & mask }
 
@@ -82,7 +84,11 @@ struct VMCSHostFacts: Sendable {
     if entryAreas != nil {
       facts.add(.hostIDTRBase, EntryAreas.start.rawValue, "CPU_ENTRY_AREA_RO_IDT")
     }
-    constant = facts.facts
+    constant = facts.facts.map {
+      var fact = $0
+      fact.isConstant = true
+      return fact
+    }
   }
 
   /// - Parameter processor: the host processor that the VMCS was loaded on last.

@@ -1,5 +1,7 @@
 import Guest
+import LinuxKernel
 import Memory
+import X86
 
 /// Searches a host's memory for layouts of its VMCS: the text that a module measured and keeps
 /// there, or the note of a kernel with the series of 2012. A dump whose writer did not know of
@@ -37,5 +39,24 @@ public struct VMCSINFOSearch: Sendable {
   }
 
   /// The notes known have less than 6 KiB.
-  private static let limit = 1 << 16
+  fileprivate static let limit = 1 << 16
+}
+
+extension VMCSLayout {
+  /// The layout in the note of the loaded module `vmcsinfo`, which its `vmcsinfo_note` leads to: an
+  /// ELF note of the owner "VMCSINFO".
+  init?(ofModuleIn kernel: LinuxKernel) {
+    guard let module = try? kernel.module("vmcsinfo"),
+      let pointer = try? module.address(of: "vmcsinfo_note"),
+      let note = try? kernel.memory.load(pointer, as: UInt64.self),
+      let head = try? kernel.memory.read(VirtualAddress(note), count: 24),
+      let size = head.load(UInt32.self, at: 4), size <= VMCSINFOSearch.limit,
+      // The head has 12 bytes, the name with its padding too.
+      head[12...].starts(with: Array("VMCSINFO\0".utf8)),
+      let text = try? kernel.memory.read(VirtualAddress(note) + 24, count: Int(size))
+    else { return nil }
+    self.init(
+      text: String(decoding: text.prefix { $0 != 0 }, as: UTF8.self),
+      origin: "the note of the host's module vmcsinfo")
+  }
 }

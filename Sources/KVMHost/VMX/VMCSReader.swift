@@ -1,4 +1,5 @@
 import Guest
+import LinuxKernel
 import Memory
 
 /// Reads the VMCSs of a host: decides over all of them which layout they have, as that is a matter
@@ -31,13 +32,18 @@ struct VMCSReader: Sendable {
 
   init() {}
 
-  init(_ structures: [(revision: UInt32, sample: VMCSSample)], _ sources: VMCSLayoutSources) {
+  init(
+    _ structures: [(revision: UInt32, sample: VMCSSample)], _ sources: VMCSLayoutSources,
+    _ kernel: LinuxKernel
+  ) {
+    let ofModule = structures.isEmpty ? nil : VMCSLayout(ofModuleIn: kernel)
+
     for (revision, group) in Dictionary(grouping: structures, by: \.revision).sorted(by: {
       $0.key < $1.key
     }) {
       let current = group.map(\.sample).filter(Self.isWrittenBack)
       guard !current.isEmpty else { continue }
-      layouts[revision] = choose(for: revision, current, sources)
+      layouts[revision] = choose(for: revision, current, sources, ofModule)
     }
   }
 
@@ -72,21 +78,22 @@ struct VMCSReader: Sendable {
   // MARK: Choosing the layout
 
   /// True unless most of what must be in the region is not there, wherever it should be.
-  private static func isWrittenBack(_ sample: VMCSSample) -> Bool {
+  static func isWrittenBack(_ sample: VMCSSample) -> Bool {
     let (held, count) = sample.presence
     return held * 10 >= count * 7
   }
 
   private mutating func choose(
-    for revision: UInt32, _ samples: [VMCSSample], _ sources: VMCSLayoutSources
+    for revision: UInt32, _ samples: [VMCSSample], _ sources: VMCSLayoutSources,
+    _ ofModule: VMCSLayout?
   ) -> VMCSLayout? {
     func isOfThisProcessor(_ layout: VMCSLayout) -> Bool {
       layout.revision == nil || layout.revision == revision
     }
     if !sources.infersAlways {
+      let told = sources.inDump + (ofModule.map { [$0] } ?? []) + sources.ofUser
       let atHand =
-        sources.told.filter(isOfThisProcessor)
-        + VMCSLayoutDatabase.layouts(for: revision)
+        told.filter(isOfThisProcessor) + VMCSLayoutDatabase.layouts(for: revision)
       if let layout = firstFitting(atHand, samples) { return layout }
       let found = sources.search().filter(isOfThisProcessor)
       if let layout = firstFitting(found, samples) { return layout }
@@ -125,20 +132,26 @@ struct VMCSReader: Sendable {
 
 /// Where layouts of the VMCS may come from besides those known.
 public struct VMCSLayoutSources: Sendable {
-  /// Those that came with the dump or from the user, in the order in which they are tried.
-  let told: [VMCSLayout]
+  /// Those that the dump's notes tell: trusted most.
+  let inDump: [VMCSLayout]
+  /// Those that the user tells.
+  let ofUser: [VMCSLayout]
   /// Searches the host's memory for more: asked only where none of the others fits.
   let search: @Sendable () -> [VMCSLayout]
   /// True to infer the layout even if one is known.
   let infersAlways: Bool
+  /// Threads to search with.
+  let threads: Int
 
   public init(
-    told: [VMCSLayout] = [], infersAlways: Bool = false,
-    search: @escaping @Sendable () -> [VMCSLayout] = { [] }
+    inDump: [VMCSLayout] = [], ofUser: [VMCSLayout] = [], infersAlways: Bool = false,
+    threads: Int = 1, search: @escaping @Sendable () -> [VMCSLayout] = { [] }
   ) {
-    self.told = told
+    self.inDump = inDump
+    self.ofUser = ofUser
     self.search = search
     self.infersAlways = infersAlways
+    self.threads = threads
   }
 }
 

@@ -2,27 +2,67 @@ import LinuxKernel
 import Memory
 import X86
 
+/// The part of a vCPU that kvm_intel keeps, without the control structure itself.
+struct VMXStructures: Sendable {
+  let vcpu: KernelObject
+  let vmx: KernelObject
+  let loaded: KernelObject
+
+  init(_ vcpu: KernelObject, types: BTF) throws(KernelError) {
+    guard let type = types.structure(named: "vcpu_vmx") else { throw .noType("vcpu_vmx") }
+    self.vcpu = vcpu
+    vmx = try vcpu.container(of: type, member: "vcpu")
+    let own = vmx.memberIfPresent("vmcs01")
+    let nested = vmx.memberIfPresent("nested")?.memberIfPresent("vmcs02")
+    let pointer = try vmx["loaded_vmcs"].pointer()
+    // It leads to one of the two that vcpu_vmx has itself; anything else is damage.
+    loaded =
+      if let nested, nested.address == pointer {
+        nested
+      } else if let own {
+        own
+      } else {
+        try vmx["loaded_vmcs"].required()
+      }
+  }
+}
+
 /// The part of a vCPU that kvm_intel keeps: `struct vcpu_vmx` and its control structure (VMCS).
 struct VMXProcessor: Sendable {
   let vcpu: KernelObject
   let vmx: KernelObject
+  /// `struct loaded_vmcs` of the structure in use.
   let loaded: KernelObject
   let host: KVMHost
-  let address: VirtualAddress
+  let address: PhysicalAddress
   let region: [UInt8]
 
   init(_ vcpu: KernelObject, on host: KVMHost, types: BTF) throws(KernelError) {
-    guard let type = types.structure(named: "vcpu_vmx") else { throw .noType("vcpu_vmx") }
-    self.vcpu = vcpu
-    self.host = host
-    vmx = try vcpu.container(of: type, member: "vcpu")
-    loaded = try vmx["loaded_vmcs"].required()
-    address = try loaded["vmcs"].pointer()
+    let structures = try VMXStructures(vcpu, types: types)
+    let pointer = try structures.loaded["vmcs"].pointer()
+    let address: PhysicalAddress
+    let region: [UInt8]
     do throws(MemoryError) {
-      region = try vcpu.memory.read(address, count: Int(pageSize))
+      address = try vcpu.memory.translate(pointer)
+      region = try vcpu.memory.physical.read(address, count: Int(pageSize))
     } catch {
-      throw .unreadable(what: "VMCS at \(address)", error)
+      throw .unreadable(what: "VMCS at \(pointer)", error)
     }
+    self.init(structures, on: host, at: address, region)
+  }
+
+  /// - Parameters:
+  ///   - address: where the control structure was found.
+  ///   - region: its bytes.
+  init(
+    _ structures: VMXStructures, on host: KVMHost, at address: PhysicalAddress, _ region: [UInt8]
+  ) {
+    vcpu = structures.vcpu
+    vmx = structures.vmx
+    loaded = structures.loaded
+    self.host = host
+    self.address = address
+    self.region = region
   }
 
   /// True if the structure in use is that of a guest of the guest.
