@@ -44,12 +44,13 @@
 #define MEMORY_TYPE_WB		6
 #define ENUM_HIGHEST_INDEX(enum) ((u32)((enum) >> 1) & 0x1ff)
 
-static struct elf64_note *note;
+/* A reader of a vmcore finds the note by the name of this variable. */
+static struct elf64_note *vmcsinfo_note;
 static size_t note_size;
 
 static char *note_text(void)
 {
-	return (char *)(note + 1) + ALIGN(sizeof(NOTE_NAME), 4);
+	return (char *)(vmcsinfo_note + 1) + ALIGN(sizeof(NOTE_NAME), 4);
 }
 
 /* Runs in a thread that is bound to a CPU, which stays online. */
@@ -164,15 +165,15 @@ static int __init write_text(struct measurement *m)
 static int __init make_note(const char *text, size_t length)
 {
 	/* A header of zeros ends the notes for a reader of the whole memory. */
-	note_size = PAGE_ALIGN(sizeof(*note) + ALIGN(sizeof(NOTE_NAME), 4) +
-			       ALIGN(length, 4) + sizeof(*note));
-	note = alloc_pages_exact(note_size, GFP_KERNEL | __GFP_ZERO);
-	if (!note)
+	note_size = PAGE_ALIGN(sizeof(*vmcsinfo_note) + ALIGN(sizeof(NOTE_NAME), 4) +
+			       ALIGN(length, 4) + sizeof(*vmcsinfo_note));
+	vmcsinfo_note = alloc_pages_exact(note_size, GFP_KERNEL | __GFP_ZERO);
+	if (!vmcsinfo_note)
 		return -ENOMEM;
-	note->n_namesz = sizeof(NOTE_NAME);
-	note->n_descsz = length;
-	note->n_type = NOTE_TYPE;
-	strcpy((char *)(note + 1), NOTE_NAME);
+	vmcsinfo_note->n_namesz = sizeof(NOTE_NAME);
+	vmcsinfo_note->n_descsz = length;
+	vmcsinfo_note->n_type = NOTE_TYPE;
+	strcpy((char *)(vmcsinfo_note + 1), NOTE_NAME);
 	memcpy(note_text(), text, length);
 	return 0;
 }
@@ -180,8 +181,8 @@ static int __init make_note(const char *text, size_t length)
 static void destroy_note(void)
 {
 	/* A later dump must not find a note that nobody keeps right. */
-	memzero_explicit(note, note_size);
-	free_pages_exact(note, note_size);
+	memzero_explicit(vmcsinfo_note, note_size);
+	free_pages_exact(vmcsinfo_note, note_size);
 }
 
 static int __init measure_layout(void)
@@ -221,7 +222,7 @@ free_workspace:
 /* /sys/kernel/vmcsinfo: where the note is, in the style of vmcoreinfo */
 static ssize_t vmcsinfo_show(struct kobject *kobj, struct kobj_attribute *attr, char *buf)
 {
-	return sysfs_emit(buf, "%llx %zx\n", (u64)virt_to_phys(note), note_size);
+	return sysfs_emit(buf, "%llx %zx\n", (u64)virt_to_phys(vmcsinfo_note), note_size);
 }
 
 static struct kobj_attribute vmcsinfo_attr = __ATTR_RO_MODE(vmcsinfo, 0400);
@@ -231,7 +232,7 @@ static ssize_t layout_read(struct file *file, struct kobject *kobj,
 			   CONST_BIN_ATTRIBUTE struct bin_attribute *attr, char *buf,
 			   loff_t offset, size_t count)
 {
-	return memory_read_from_buffer(buf, count, &offset, note_text(), note->n_descsz);
+	return memory_read_from_buffer(buf, count, &offset, note_text(), vmcsinfo_note->n_descsz);
 }
 
 static struct bin_attribute layout_attr = __BIN_ATTR(layout, 0400, layout_read, NULL, 0);
