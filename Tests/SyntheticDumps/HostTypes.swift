@@ -1,9 +1,10 @@
-/// What the structures of a host have that lead to its guests: Linux 6.1 to 6.16, with kvm_amd.
-/// Tests change it into what other kernels have.
+/// What the structures of a host have that lead to its guests: Linux 6.1 to 6.15. Tests change it
+/// into what other kernels have.
 extension KernelTypes {
   public static func host(seed: UInt64) -> KernelTypes {
     KernelTypes(
-      linux.merging(kvm) { first, _ in first }.merging(svm) { first, _ in first }, seed: seed)
+      linux.merging(kvm) { first, _ in first }.merging(svm) { first, _ in first }
+        .merging(vmx) { first, _ in first }, seed: seed)
   }
 
   private static let linux: [String: CStructure] = [
@@ -83,8 +84,11 @@ extension KernelTypes {
       "regs": .array(.u64, 17), "regs_avail": .u32, "cr0": .u64, "cr2": .u64, "cr3": .u64,
       "cr4": .u64, "cr8": .u64,
       "efer": .u64, "apic_base": .u64, "xcr0": .u64, "pat": .u64, "dr6": .u64, "dr7": .u64,
-      "db": .array(.u64, 4),
+      "db": .array(.u64, 4), "regs_dirty": .u32, "hflags": .u32, "tsc_offset": .u64,
+      "cr0_guest_owned_bits": .u64, "cr4_guest_owned_bits": .u64,
+      "apic": .pointer(to: "kvm_lapic"),
     ]),
+    "kvm_lapic": CStructure(["base_address": .u64, "regs": .pointer(.void), "sw_enabled": .u8]),
     "kvm_x86_ops": CStructure(["name": .pointer(.char), "hardware_enable": .pointer(.void)]),
   ]
 
@@ -118,4 +122,65 @@ extension KernelTypes {
   ]
 
   static let svmRoots = ["kvm_svm", "vcpu_svm"]
+
+  private static let vmx: [String: CStructure] = [
+    "vcpu_vmx": CStructure([
+      "vcpu": .named("kvm_vcpu"), "guest_state_loaded": .u8, "rflags": .u64,
+      "guest_uret_msrs": .array(.named("vmx_uret_msr"), 7), "msr_host_kernel_gs_base": .u64,
+      "msr_guest_kernel_gs_base": .u64, "vmcs01": .named("loaded_vmcs"),
+      "loaded_vmcs": .pointer(to: "loaded_vmcs"), "rmode": .named("vmx_rmode"),
+      "segment_cache": .named("vmx_segment_cache"), "vpid": .s32, "nested": .named("nested_vmx"),
+    ]),
+    "vmx_uret_msr": CStructure(["load_into_hardware": .u8, "data": .u64, "mask": .u64]),
+    // In the kernel these two have no names.
+    "vmx_rmode": CStructure([
+      "vm86_active": .s32, "save_rflags": .u64, "segs": .array(.named("kvm_segment"), 8),
+    ]),
+    "vmx_segment_cache": CStructure([
+      "bitmask": .u32, "seg": .array(.named("kvm_save_segment"), 8),
+    ]),
+    "kvm_save_segment": CStructure(["selector": .u16, "base": .u64, "limit": .u32, "ar": .u32]),
+    "kvm_segment": CStructure([
+      "base": .u64, "limit": .u32, "selector": .u16, "type": .u8, "present": .u8, "dpl": .u8,
+      "db": .u8, "s": .u8, "l": .u8, "g": .u8, "avl": .u8, "unusable": .u8, "padding": .u8,
+    ]),
+    "loaded_vmcs": CStructure([
+      "vmcs": .pointer(to: "vmcs"), "shadow_vmcs": .pointer(to: "vmcs"), "cpu": .s32,
+      "launched": .u8, "msr_bitmap": .pointer(.void),
+      "host_state": .named("vmcs_host_state"),
+      "controls_shadow": .named("vmcs_controls_shadow"),
+    ]),
+    "vmcs": CStructure(["hdr": .u32, "abort": .u32]),
+    "vmcs_host_state": CStructure([
+      "cr3": .u64, "cr4": .u64, "gs_base": .u64, "fs_base": .u64, "rsp": .u64,
+    ]),
+    "vmcs_controls_shadow": CStructure([
+      "vm_entry": .u32, "vm_exit": .u32, "pin": .u32, "exec": .u32, "secondary_exec": .u32,
+    ]),
+    "nested_vmx": CStructure([
+      "vmxon": .u8, "current_vmptr": .u64, "cached_vmcs12": .pointer(to: "vmcs12"),
+      "vmcs02": .named("loaded_vmcs"),
+    ]),
+    "vmcs12": CStructure(
+      [
+        "host_ia32_pat", "host_ia32_efer", "host_cr0", "host_cr3", "host_cr4", "host_fs_base",
+        "host_gs_base", "host_tr_base", "host_gdtr_base", "host_idtr_base",
+        "host_ia32_sysenter_esp", "host_ia32_sysenter_eip", "host_rsp", "host_rip", "guest_rip",
+        "guest_rsp",
+      ].map { CMember($0, .u64) }
+        + [
+          "host_es_selector", "host_cs_selector", "host_ss_selector", "host_ds_selector",
+          "host_fs_selector", "host_gs_selector", "host_tr_selector",
+        ].map { CMember($0, .u16) }
+        + [
+          "vm_exit_controls", "vm_entry_controls", "vm_exit_msr_load_count",
+          "host_ia32_sysenter_cs",
+        ].map { CMember($0, .u32) }),
+    // Not part of vcpu_vmx before 6.16.
+    "vcpu_vt": CStructure([
+      "exit_qualification": .u64, "guest_state_loaded": .u8, "msr_host_kernel_gs_base": .u64,
+    ]),
+  ]
+
+  static let vmxRoots = ["vcpu_vmx"]
 }

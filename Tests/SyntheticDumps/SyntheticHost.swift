@@ -21,8 +21,22 @@ public struct SyntheticHost: Sendable {
     public var swapDevices: UInt32 = 0
     /// Numbers of flags of page descriptors in the kernel's types, else in VMCOREINFO only.
     public var hasPageFlagTypes = true
+    /// On an Intel host: where its processor keeps the fields of a VMCS.
+    public var vmcs = SyntheticVMCSLayout(seed: 1)
+    /// Registers whose bits `regs_avail` has behind those of RIP: VCPU_EXREG_*.
+    public var extraRegisters = ["PDPTR", "CR0", "CR3", "CR4", "RFLAGS", "SEGMENTS"]
+    /// The numbers of lazily loaded MSRs are listed under a symbol.
+    public var hasLazyRegisterList = true
 
     public init() {}
+
+    /// An Intel host.
+    public static var intel: Options {
+      var options = Options()
+      options.vendor = "kvm_intel"
+      options.modules = ["kvm", "kvm_intel"]
+      return options
+    }
   }
 
   public enum ModuleSymbols: Sendable {
@@ -40,8 +54,11 @@ public struct SyntheticHost: Sendable {
   private let machines: SyntheticObject
   private let firstTask: SyntheticObject
   private let moduleRoom = VirtualAddress(0xffff_ffff_c040_0000)
+  /// Where kvm_intel has its symbols.
+  let vmxRoom: VirtualAddress
   /// Enumerations of this kernel, in an order of its own.
-  private let registers: [String]
+  let registers: [String]
+  let extraRegisters: [(name: String, bit: Int)]
   private let guestMode: Int32
   private let pageFlags: [String: Int32]
   public let sharedZeroFrame: PageFrameNumber
@@ -54,6 +71,9 @@ public struct SyntheticHost: Sendable {
     options.change(&types)
     var generator = SeededGenerator(seed: options.seed &+ 77)
     registers = Self.generalRegisters.shuffled(using: &generator)
+    extraRegisters = zip(
+      options.extraRegisters.shuffled(using: &generator), Self.generalRegisters.count...
+    ).map { ($0, $1) }
     guestMode = Int32.random(in: 1...9, using: &generator)
     let bits = Array(1...20 as ClosedRange<Int32>).shuffled(using: &generator)
     pageFlags = ["PG_lru": bits[0], "PG_private": bits[1], "PG_head": bits[2]]
@@ -67,6 +87,11 @@ public struct SyntheticHost: Sendable {
     _ = kernel.define("ext4_aops", size: 128)
     let zero = kernel.define("empty_zero_page", size: Int(pageSize), alignedTo: pageSize)
     sharedZeroFrame = kernel.physical(zero)?.frame ?? PageFrameNumber(0)
+
+    let hasIntelModule = options.modules.contains("kvm_intel")
+    vmxRoom =
+      hasIntelModule || options.vendor != "kvm_intel"
+      ? moduleRoom + 0x20000 : kernel.define("vmx_vmexit", size: 64) - 0x100
 
     firstTask = kernel.define("init_task", type: "task_struct")
     kernel.initializeList(kernel.member(firstTask, "tasks"))
@@ -246,6 +271,10 @@ public struct SyntheticHost: Sendable {
     public let svm: SyntheticObject?
     /// The control block in use: `vmcb`.
     public let block: SyntheticObject?
+    /// `vcpu_vmx`, on an Intel host.
+    public let vmx: SyntheticObject?
+    /// The control structure in use, on an Intel host.
+    public let vmcs: VirtualAddress?
   }
 
   /// Where a set of slots has its active nodes, since 5.17.
@@ -316,11 +345,15 @@ public struct SyntheticHost: Sendable {
 
   private mutating func addProcessor(_ index: Int, isAMD: Bool) -> Processor {
     let svm = isAMD ? kernel.make("vcpu_svm") : nil
-    let vcpu = svm.map { kernel.member($0, "vcpu") } ?? kernel.make("kvm_vcpu")
+    let vmx = options.vendor == "kvm_intel" ? kernel.make("vcpu_vmx") : nil
+    let vcpu = (svm ?? vmx).map { kernel.member($0, "vcpu") } ?? kernel.make("kvm_vcpu")
     kernel.set(vcpu, "mode", 0)
     kernel.set(vcpu, "cpu", UInt64(index))
     kernel.set(vcpu, "pid", 0)
     kernel.setIfPresent(vcpu, "arch.regs_avail", 0xffff_ffff)
+    for member in ["regs_dirty", "hflags", "cr0_guest_owned_bits", "cr4_guest_owned_bits", "apic"] {
+      kernel.set(vcpu, "arch.\(member)", 0)
+    }
     for (number, register) in registers.enumerated() {
       kernel.set(vcpu, "arch.regs[\(number)]", Self.value(register, index))
     }
@@ -333,14 +366,20 @@ public struct SyntheticHost: Sendable {
     for number in 0..<4 {
       kernel.set(vcpu, "arch.db[\(number)]", Self.value("dr\(number)", index))
     }
-    guard let svm else { return Processor(vcpu: vcpu, svm: nil, block: nil) }
+    if let vmx {
+      let vmcs = addVMX(index, to: vmx)
+      return Processor(vcpu: vcpu, svm: nil, block: nil, vmx: vmx, vmcs: vmcs)
+    }
+    guard let svm else {
+      return Processor(vcpu: vcpu, svm: nil, block: nil, vmx: nil, vmcs: nil)
+    }
     let block = makeControlBlock(index)
     kernel.set(svm, "vmcb", block.address)
     if kernel.has(svm, "vmcb01") {
       kernel.set(svm, "vmcb01.ptr", block.address)
       kernel.set(svm, "current_vmcb", kernel.address(svm, "vmcb01"))
     }
-    return Processor(vcpu: vcpu, svm: svm, block: block)
+    return Processor(vcpu: vcpu, svm: svm, block: block, vmx: nil, vmcs: nil)
   }
 
   /// A control block whose values tell the register and the vCPU.
@@ -387,6 +426,14 @@ public struct SyntheticHost: Sendable {
   public mutating func finish() -> String {
     var base = TypeWriter(kernel.types)
     let isBuiltIn = !options.modules.contains("kvm")
+    if options.vendor == "kvm_intel" {
+      let room = lazyRegisterList == "kvm_uret_msrs_list" ? moduleRoom : vmxRoom
+      let list =
+        isBuiltIn ? kernel.define(lazyRegisterList, size: 64) : room + Self.lazyRegisterOffset
+      for (index, number) in lazyRegisters.enumerated() {
+        kernel.store(number, at: list + UInt64(4 * index))
+      }
+    }
     let pageFlagTypes: [CEnumeration] =
       options.hasPageFlagTypes
       ? [pageFlags.sorted { $0.key < $1.key }.map { ($0.key, $0.value) }] : []
@@ -397,14 +444,17 @@ public struct SyntheticHost: Sendable {
     if options.kernelHasKVMTypes || isBuiltIn { base.write(KernelTypes.kvmRoots, []) }
     if isBuiltIn { base.write([], enumerations) }
     if isBuiltIn, options.vendor == "kvm_amd" { base.write(KernelTypes.svmRoots, []) }
+    if isBuiltIn, options.vendor == "kvm_intel" { base.write(KernelTypes.vmxRoots, []) }
     kernel.writeTypes(base.builder.bytes)
 
     addModule("unrelated", at: moduleRoom - 0x10000, symbols: [("vm_list", 0x40)], types: nil)
     if !isBuiltIn {
       var types = TypeWriter(base: base)
       types.write(KernelTypes.kvmRoots, enumerations)
+      let list: [(name: String, offset: UInt64)] =
+        lazyRegisterModule == "kvm" ? [(lazyRegisterList, Self.lazyRegisterOffset)] : []
       addModule(
-        "kvm", at: moduleRoom, symbols: [("vm_list", 0x1000), ("kvm_x86_ops", 0x1200)],
+        "kvm", at: moduleRoom, symbols: [("vm_list", 0x1000), ("kvm_x86_ops", 0x1200)] + list,
         types: types.builder)
     }
     if options.modules.contains("kvm_amd") {
@@ -414,15 +464,34 @@ public struct SyntheticHost: Sendable {
         "kvm_amd", at: moduleRoom + 0x10000, symbols: [("svm_init", 0x100)], types: types.builder)
     }
     if options.modules.contains("kvm_intel") {
-      addModule("kvm_intel", at: moduleRoom + 0x20000, symbols: [("vmx_init", 0x100)], types: nil)
+      var types = TypeWriter(base: base)
+      types.write(KernelTypes.vmxRoots, [])
+      let list: [(name: String, offset: UInt64)] =
+        lazyRegisterModule == "kvm_intel" ? [(lazyRegisterList, Self.lazyRegisterOffset)] : []
+      addModule(
+        "kvm_intel", at: vmxRoom, symbols: [("vmx_vmexit", 0x100)] + list, types: types.builder)
     }
     return kernel.finish()
+  }
+
+  /// The list of numbers of MSRs that are loaded lazily: since 5.13 kvm's, before 5.10 under
+  /// another name.
+  private var lazyRegisterList: String {
+    if kernel.types.has("vcpu_vmx", "guest_msrs") { return "vmx_msr_index" }
+    return kernel.types.has("vmx_uret_msr", "slot") ? "vmx_uret_msrs_list" : "kvm_uret_msrs_list"
+  }
+
+  private static let lazyRegisterOffset: UInt64 = 0x1400
+
+  private var lazyRegisterModule: String? {
+    guard options.hasLazyRegisterList else { return nil }
+    return lazyRegisterList == "kvm_uret_msrs_list" ? "kvm" : "kvm_intel"
   }
 
   private var enumerations: [CEnumeration] {
     [
       registers.enumerated().map { ("VCPU_REGS_\($1.uppercased())", Int32($0)) }
-        + ["CR0", "CR3", "CR4"].enumerated().map { ("VCPU_EXREG_\($1)", Int32(20 + $0)) },
+        + extraRegisters.map { ("VCPU_EXREG_\($0.name)", Int32($0.bit)) },
       [("OUTSIDE_GUEST_MODE", 0), ("IN_GUEST_MODE", guestMode)],
     ]
   }

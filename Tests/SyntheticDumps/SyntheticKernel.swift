@@ -230,7 +230,7 @@ public struct SyntheticKernel: Sendable {
     write(Array(bytes), at: address)
   }
 
-  private mutating func load(_ object: SyntheticObject, _ path: String) -> UInt64 {
+  mutating func load(_ object: SyntheticObject, _ path: String) -> UInt64 {
     let address = address(object, path)
     let physical =
       physical(address)
