@@ -51,7 +51,11 @@ public struct VirtualProcessor: Hashable, Sendable {
   public let index: Int
   /// What the vCPU was doing, in the host's terms.
   public let state: State
+  /// Those of the guest that owns the vCPU. If it runs a guest of its own, they are what it resumes
+  /// with when that exits.
   public let registers: RegisterFile
+  /// The registers of the nested guest that the vCPU runs, if it does.
+  public let nested: RegisterFile?
 
   public enum State: String, Hashable, Sendable {
     /// The vCPU had left guest mode: the host's copies of its registers are current.
@@ -62,10 +66,11 @@ public struct VirtualProcessor: Hashable, Sendable {
     case stale
   }
 
-  public init(index: Int, state: State, registers: RegisterFile) {
+  public init(index: Int, state: State, registers: RegisterFile, nested: RegisterFile? = nil) {
     self.index = index
     self.state = state
     self.registers = registers
+    self.nested = nested
   }
 }
 

@@ -24,77 +24,84 @@ struct KVMProcessor {
       return
     }
     var registers = try KVMRegisters(vcpu, types: host.types).read()
+    var resume: (any ResumeState)?
     do throws(KernelError) {
-      findings += try Self.readControlBlock(
+      (findings, resume) = try Self.readControlBlock(
         of: vcpu, index, host, structures, into: &registers)
     } catch {
       // KVM's own copies are still good, but for CR3, which changes without an exit.
       registers[.cr3] = .unknown(reason: "the control block, which is newer, cannot be read")
-      findings.append(
-        Finding(
-          .warning, "vcpu.no-control-block",
-          "vCPU \(index): registers kept in the processor's control block are not known:"
-            + " \(error.problem)"))
+      findings.append(.noControlBlock(index, error))
     }
+    var state = VirtualProcessor.State.exited
     let isInGuestMode = try vcpu["mode"].signed() == Self.inGuestMode(host.types)
-    guard isInGuestMode else {
-      processor = VirtualProcessor(index: index, state: .exited, registers: registers)
+    let hostCPU = Int(clamping: try vcpu["cpu"].signed())
+    if isInGuestMode {
+      if let live = host.processors.guestRegisters(onProcessor: hostCPU, of: host.kernel) {
+        registers.override(with: live)
+        state = .running
+        findings.append(
+          Finding(
+            .note, "vcpu.running",
+            "vCPU \(index) was running on host CPU \(hostCPU) when the host was stopped: its"
+              + " registers are those of that CPU in the host dump's notes"))
+      } else if !host.processors.wereStoppedFromOutside, !Self.wasStopped(vcpu, host.processors) {
+        state = .stale
+        findings.append(
+          Finding(
+            .warning, "vcpu.stale",
+            "vCPU \(index) was in guest mode on host CPU \(hostCPU), which did not answer when the"
+              + " host crashed: its registers are those of its last exit"))
+      }
+    }
+    guard let resume else {
+      processor = VirtualProcessor(index: index, state: state, registers: registers)
       return
     }
-    let hostCPU = Int(clamping: try vcpu["cpu"].signed())
-    if let live = host.processors.guestRegisters(onProcessor: hostCPU, of: host.kernel) {
-      registers.override(with: live)
-      processor = VirtualProcessor(index: index, state: .running, registers: registers)
-      findings.append(
-        Finding(
-          .note, "vcpu.running",
-          "vCPU \(index) was running on host CPU \(hostCPU) when the host was stopped: its"
-            + " registers are those of that CPU in the host dump's notes"))
-    } else if host.processors.wereStoppedFromOutside || Self.wasStopped(vcpu, host.processors) {
-      processor = VirtualProcessor(index: index, state: .exited, registers: registers)
-    } else {
-      processor = VirtualProcessor(index: index, state: .stale, registers: registers)
-      findings.append(
-        Finding(
-          .warning, "vcpu.stale",
-          "vCPU \(index) was in guest mode on host CPU \(hostCPU), which did not answer when the"
-            + " host crashed: its registers are those of its last exit"))
-    }
+    let (owner, failure) = resume.registers(after: registers)
+    processor = VirtualProcessor(
+      index: index, state: state, registers: owner, nested: resume.nestedRegisters(registers))
+    findings.append(.nested(index, failure))
   }
 
-  /// Adds what the processor's control block has, and what the module that drives it keeps.
+  /// Adds what the processor's control block has, and what the module that drives it keeps. If the
+  /// registers are those of a nested guest, gives also what the guest resumes with after it.
   private static func readControlBlock(
     of vcpu: KernelObject, _ index: Int, _ host: KVMHost, _ structures: ControlStructures,
     into registers: inout RegisterFile
-  ) throws(KernelError) -> [Finding] {
-    var findings: [Finding] = []
-    let runsNestedGuest: Bool
+  ) throws(KernelError) -> ([Finding], (any ResumeState)?) {
     switch host.vendor {
     case .svm(let types):
       let svm = try SVMProcessor(vcpu, types: types)
       try svm.read(into: &registers)
-      runsNestedGuest = try svm.runsNestedGuest()
+      return ([], try svm.resumeState())
     case .vmx(let types):
-      guard let (vmx, reading, told) = structures.reading(of: vcpu) else {
-        // Tells why.
-        _ = try VMXProcessor(vcpu, on: host, types: types)
-        throw .noMember(type: "vcpu_vmx", anyOf: ["loaded_vmcs"])
+      let merged = try VMXRegisters(VMXStructures(vcpu, types: types), on: host)
+      var structure: DecodedVMCS?
+      let findings: [Finding]
+      if let (_, reading, told) = structures.reading(of: vcpu) {
+        if case .current(let vmcs, _, _) = reading { structure = vmcs }
+        findings = told
+      } else {
+        findings = [Self.noStructure(vcpu, index, host, types)]
       }
-      let merged = VMXRegisters(of: vmx)
-      try merged.readCopies(into: &registers)
-      runsNestedGuest = try vmx.runsNestedGuest()
-      if case .current(let vmcs, _, _) = reading { try merged.read(vmcs, into: &registers) }
-      findings += told
+      try merged.read(structure, into: &registers)
+      return (findings, try merged.resumeState())
     case .unknown:
       throw .noSymbol("kvm_x86_ops", module: "kvm")
     }
-    if runsNestedGuest {
-      findings.append(
-        Finding(
-          .warning, "vcpu.nested",
-          "vCPU \(index) was running a guest of its own: its registers are that guest's"))
+  }
+
+  /// Why there is no control structure.
+  private static func noStructure(
+    _ vcpu: KernelObject, _ index: Int, _ host: KVMHost, _ types: BTF
+  ) -> Finding {
+    do throws(KernelError) {
+      _ = try VMXProcessor(vcpu, on: host, types: types)
+      return .noControlBlock(index, .noMember(type: "vcpu_vmx", anyOf: ["loaded_vmcs"]))
+    } catch {
+      return .noControlBlock(index, error)
     }
-    return findings
   }
 
   /// IN_GUEST_MODE of the enumeration in include/linux/kvm_host.h.
@@ -110,6 +117,24 @@ struct KVMProcessor {
       let number = try? pid["numbers"].element(0)["nr"].unsigned()
     else { return false }
     return processors.stoppedTasks.contains(UInt32(truncatingIfNeeded: number))
+  }
+}
+
+extension Finding {
+  fileprivate static func noControlBlock(_ index: Int, _ error: KernelError) -> Finding {
+    Finding(
+      .warning, "vcpu.no-control-block",
+      "vCPU \(index): registers kept in the processor's control block are not known:"
+        + " \(error.problem)")
+  }
+
+  /// - Parameter failure: why the registers of the owner of the vCPU are not all known.
+  fileprivate static func nested(_ index: Int, _ failure: KernelError?) -> Finding {
+    Finding(
+      failure == nil ? .note : .warning, "vcpu.nested",
+      "vCPU \(index) was running a guest of its own: its registers are those that it resumes with"
+        + " when that nested guest exits; the nested guest's are told besides"
+        + (failure.map { "; not all are known: \($0.problem)" } ?? ""))
   }
 }
 

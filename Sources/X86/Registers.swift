@@ -123,10 +123,14 @@ public struct RegisterFile: Hashable, Sendable {
 public enum ControlBits {
   /// CR0.MP and CR0.TS: those that a guest may change without an exit (APM vol. 2, 15.9).
   public static let monitorAndTaskSwitched: UInt64 = 1 << 1 | 1 << 3
+  /// CR0.PE.
+  public static let protection: UInt64 = 1
   /// CR0.PG.
   public static let paging: UInt64 = 1 << 31
   /// CR4.LA57.
   public static let fiveLevelPaging: UInt64 = 1 << 12
+  /// EFER.LME.
+  public static let longModeEnabled: UInt64 = 1 << 8
   /// EFER.LMA.
   public static let longModeActive: UInt64 = 1 << 10
 }

@@ -15,25 +15,28 @@ struct Analysis {
   init(
     _ host: SyntheticHost, level: DumpLevel? = [], excluding excluded: Set<PageFrameNumber> = [],
     numbered: [Range<PageFrameNumber>] = [],
-    notes: [(name: String, type: UInt32, descriptor: [UInt8])] = []
+    notes: [(name: String, type: UInt32, descriptor: [UInt8])] = [], layout: String? = nil
   ) throws {
     var host = host
     let text = host.finish()
     var source = SyntheticSource(host.kernel.machine.memory, dumpLevel: level)
     source.excluded = excluded
     source.numbered = numbered
-    try self.init(source, vmcoreinfo: text, notes: notes)
+    try self.init(source, vmcoreinfo: text, notes: notes, layout: layout)
   }
 
+  /// - Parameter layout: the layout of VMCSs that the user gives.
   init(
     _ source: SyntheticSource, vmcoreinfo: String,
-    notes: [(name: String, type: UInt32, descriptor: [UInt8])] = []
+    notes: [(name: String, type: UInt32, descriptor: [UInt8])] = [], layout: String? = nil
   ) throws {
     self.source = source
     let text = try #require(Vmcoreinfo(text: Array(vmcoreinfo.utf8)))
     let kernel = try LinuxKernel(text, in: source)
     let found = try KVMHost(
-      kernel, in: source, processors: HostProcessors(notes: notes)
+      kernel, in: source, processors: HostProcessors(notes: notes),
+      vmcsLayouts: VMCSLayoutSources(
+        ofUser: layout.flatMap { VMCSLayout(text: $0, origin: "the test") }.map { [$0] } ?? [])
     ).guests()
     guests = found.guests
     failures = found.failures

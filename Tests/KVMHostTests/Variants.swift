@@ -70,4 +70,37 @@ enum Variant {
     interceptWords(&types)
     noName(&types)
   }
+
+  // MARK: kvm_intel
+
+  /// Entries of lazily loaded MSRs tell their place in a list. 5.10 to 5.12.
+  static func registersBySlot(_ types: inout KernelTypes) {
+    types["vmx_uret_msr"] = CStructure(["slot": .u32, "data": .u64, "mask": .u64])
+    types["vcpu_vmx"].add("nr_uret_msrs", .s32)
+  }
+
+  /// The same under other names. Until 5.9, and RHEL 8's 4.18 up to 8.3.
+  static func sharedRegisters(_ types: inout KernelTypes) {
+    types["shared_msr_entry"] = CStructure(["index": .u32, "data": .u64, "mask": .u64])
+    types["vcpu_vmx"].remove("guest_uret_msrs")
+    types["vcpu_vmx"].add("guest_msrs", .array(.named("shared_msr_entry"), 7))
+    types["vcpu_vmx"].add("nmsrs", .s32)
+  }
+
+  /// What TDX shares with VMX is in a structure of its own. Since 6.16.
+  static func sharedWithTDX(_ types: inout KernelTypes) {
+    types["vcpu_vmx"].remove("guest_state_loaded", "msr_host_kernel_gs_base")
+    types["vcpu_vmx"].add("vt", .named("vcpu_vt"))
+  }
+
+  /// A pointer says whether the guest's state is loaded. 4.19 to 5.1.
+  static func loadedState(_ types: inout KernelTypes) {
+    types["vcpu_vmx"].remove("guest_state_loaded")
+    types["vcpu_vmx"].add("loaded_cpu_state", .pointer(to: "loaded_vmcs"))
+  }
+
+  /// No copies of controls. Until 5.1.
+  static func noControls(_ types: inout KernelTypes) {
+    types["loaded_vmcs"].remove("controls_shadow")
+  }
 }

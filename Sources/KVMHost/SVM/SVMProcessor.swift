@@ -5,6 +5,7 @@ import X86
 /// The part of a vCPU that kvm_amd keeps: `struct vcpu_svm` and its control blocks (VMCB, APM
 /// vol. 2, appendix B; the processor writes the save area at every exit).
 struct SVMProcessor {
+  private let vcpu: KernelObject
   private let svm: KernelObject
   /// The control block in use.
   private let current: KernelObject
@@ -16,17 +17,26 @@ struct SVMProcessor {
     guard let type = types.structure(named: "vcpu_svm"),
       types.structure(named: "vmcb") != nil
     else { throw .noType("vcpu_svm") }
+    self.vcpu = vcpu
     svm = try vcpu.container(of: type, member: "vcpu")
     current = try svm["vmcb"].required()
     first = try svm.memberIfPresent("vmcb01")?["ptr"].dereferenced() ?? current
   }
 
-  /// True if the control block in use is that of a guest of the guest.
-  func runsNestedGuest() throws(KernelError) -> Bool {
-    guard let nested = try svm["nested"].memberIfPresent("vmcb02") else { return false }
-    guard let inUse = svm.memberIfPresent("current_vmcb") else { return false }
-    return try inUse.pointer() == nested.address
+  /// What the guest resumes with, if the vCPU runs a guest of its own: the control block in use is
+  /// the second. Before 5.12 there is one only, and a flag tells.
+  func resumeState() throws(KernelError) -> VMCBResumeState? {
+    guard let second = try svm["nested"].memberIfPresent("vmcb02") else {
+      guard try vcpu["arch.hflags"].unsigned() & Self.guestMode != 0 else { return nil }
+      return VMCBResumeState(block: try svm["nested.hsave"], path: "nested.hsave->save")
+    }
+    guard try svm["current_vmcb"].pointer() == second.address else { return nil }
+    return VMCBResumeState(block: try svm["vmcb01.ptr"], path: "vmcb01.ptr->save")
   }
+
+  /// HF_GUEST_MASK as kernels without a second control block have it
+  /// (arch/x86/include/asm/kvm_host.h); a macro, so that no types tell it.
+  private static let guestMode: UInt64 = 1 << 5
 
   /// Adds what the control blocks have, and settles where both they and KVM have a copy.
   func read(into file: inout RegisterFile) throws(KernelError) {
@@ -77,27 +87,81 @@ struct SVMProcessor {
     let privilege = try current["save.cpl"].unsigned()
     for register in SegmentRegister.allCases {
       let block = Self.savedByVMSAVE.contains(register) ? first : current
-      let saved = try block["save"].member(register.rawValue)
-      var segment = Segment(
-        selector: UInt16(truncatingIfNeeded: try saved["selector"].unsigned()),
-        base: try saved["base"].unsigned(),
-        limit: UInt32(truncatingIfNeeded: try saved["limit"].unsigned()),
-        attributes: SegmentAttributes(
-          vmcb: UInt16(truncatingIfNeeded: try saved["attrib"].unsigned())))
-      segment.normalize(as: register, privilege: UInt32(truncatingIfNeeded: privilege))
-      file[register] = .known(segment, RegisterSource(.vmcb, "save.\(register.rawValue)"))
+      file[register] = .known(
+        try block["save"].segment(register, privilege: UInt32(truncatingIfNeeded: privilege)),
+        RegisterSource(.vmcb, "save.\(register.rawValue)"))
     }
     for register in TableRegister.allCases {
-      let saved = try current["save"].member(register.rawValue)
       file[register] = .known(
-        DescriptorTable(
-          base: try saved["base"].unsigned(),
-          limit: UInt32(truncatingIfNeeded: try saved["limit"].unsigned())),
-        RegisterSource(.vmcb, "save.\(register.rawValue)"))
+        try current["save"].table(register), RegisterSource(.vmcb, "save.\(register.rawValue)"))
     }
   }
 
-  private static let savedByVMSAVE: Set<SegmentRegister> = [.fs, .gs, .tr, .ldtr]
+  /// What VMLOAD and VMSAVE load and save of segments (APM vol. 2, 15.5.2).
+  static let savedByVMSAVE: Set<SegmentRegister> = [.fs, .gs, .tr, .ldtr]
+}
+
+/// What a guest resumes with when the guest that it runs itself exits: what VMRUN saved of it
+/// (`nested_svm_vmexit()` of arch/x86/kvm/svm/nested.c). VMRUN does not switch what VMLOAD and VMSAVE
+/// do.
+struct VMCBResumeState: ResumeState {
+  /// Pointer to the control block.
+  let block: KernelObject
+  let path: String
+
+  static let passing: Set<Register> = Set(Register.general).subtracting([.rsp, .rax]).union([
+    .cr2, .dr0, .dr1, .dr2, .dr3, .dr6, .xcr0, .kernelGSBase, .star, .lstar, .cstar, .sfmask,
+    .sysenterCS, .sysenterESP, .sysenterEIP,
+  ])
+  static let passingSegments = SVMProcessor.savedByVMSAVE
+  static let owned: Set<Register> = [.cr8, .apicBase]
+
+  func read(into file: inout RegisterFile, after nested: RegisterFile) throws(KernelError) {
+    let save = try block.required()["save"]
+    for register in [Register.rip, .rsp, .rax, .rflags, .cr3, .cr4, .efer] {
+      file[register] = .known(
+        try save.member(register.rawValue).unsigned(), source(register.rawValue))
+    }
+    file[.cr0] = .known(try save["cr0"].unsigned() | ControlBits.protection, source("cr0"))
+    file[.dr7] = .known(0x400, RegisterSource(.kvm, "set by every exit of a nested guest"))
+    file[.pat] = nested[.pat]
+    for register in SegmentRegister.allCases where !Self.passingSegments.contains(register) {
+      // VMRUN needs privilege level 0.
+      file[register] = .known(
+        try save.segment(register, privilege: 0), source(register.rawValue))
+    }
+    for register in TableRegister.allCases {
+      file[register] = .known(try save.table(register), source(register.rawValue))
+    }
+  }
+
+  private func source(_ member: String) -> RegisterSource {
+    RegisterSource(.vmcb, "\(path).\(member)")
+  }
+}
+
+/// Of a `struct vmcb_save_area`.
+extension KernelObject {
+  fileprivate func segment(
+    _ register: SegmentRegister, privilege: UInt32
+  ) throws(KernelError) -> Segment {
+    let saved = try member(register.rawValue)
+    var segment = Segment(
+      selector: UInt16(truncatingIfNeeded: try saved["selector"].unsigned()),
+      base: try saved["base"].unsigned(),
+      limit: UInt32(truncatingIfNeeded: try saved["limit"].unsigned()),
+      attributes: SegmentAttributes(
+        vmcb: UInt16(truncatingIfNeeded: try saved["attrib"].unsigned())))
+    segment.normalize(as: register, privilege: privilege)
+    return segment
+  }
+
+  fileprivate func table(_ register: TableRegister) throws(KernelError) -> DescriptorTable {
+    let saved = try member(register.rawValue)
+    return DescriptorTable(
+      base: try saved["base"].unsigned(),
+      limit: UInt32(truncatingIfNeeded: try saved["limit"].unsigned()))
+  }
 }
 
 extension Segment {

@@ -19,26 +19,6 @@ struct DecodedVMCS {
       : "the layout of the VMCS does not have \(field.label)"
   }
 
-  /// A segment by its number in the encodings: ES CS SS DS FS GS LDTR TR.
-  func segment(_ number: Int) -> Reading<Segment> {
-    let fields = [
-      VMCSField.selector(number), .base(number), .limit(number), .accessRights(number),
-    ]
-    let values = fields.map { value($0) }
-    guard let selector = values[0], let base = values[1], let limit = values[2],
-      let rights = values[3]
-    else {
-      let missing = zip(fields, values).first { $0.1 == nil }.map(\.0)
-      return .unknown(reason: whyUnknown(missing ?? fields[0]))
-    }
-    return .known(
-      Segment(
-        selector: UInt16(truncatingIfNeeded: selector), base: base,
-        limit: UInt32(truncatingIfNeeded: limit),
-        attributes: SegmentAttributes(vmx: UInt32(truncatingIfNeeded: rights))),
-      RegisterSource(.vmcs, fields[0].label + " and its base, limit, access rights"))
-  }
-
   func table(base: VMCSField, limit: VMCSField) -> Reading<DescriptorTable> {
     guard let start = value(base), let size = value(limit) else {
       return .unknown(reason: whyUnknown(value(base) == nil ? base : limit))

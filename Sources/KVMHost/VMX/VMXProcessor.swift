@@ -87,7 +87,7 @@ struct VMXProcessor: Sendable {
       efer & ControlBits.longModeActive != 0
     else { return nil }
     var file = RegisterFile()
-    try? VMXRegisters(of: self).readCopies(into: &file)
+    try? VMXRegisters(of: self).readSystemCallRegisters(into: &file)
     return VMCSGuest(
       memory: memory, levels: cr4 & ControlBits.fiveLevelPaging != 0 ? 5 : 4,
       lstar: file[.lstar].value)

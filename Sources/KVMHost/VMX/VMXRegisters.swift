@@ -2,63 +2,89 @@ import LinuxKernel
 import Memory
 import X86
 
-/// The registers of a vCPU of kvm_intel: which of the VMCS and KVM's copies has the current value of
-/// each.
+/// The registers of a vCPU of kvm_intel: which of the VMCS and KVM's copies has the current value
+/// of each.
 struct VMXRegisters {
   private let vcpu: KernelObject
   private let vmx: KernelObject
+  private let loaded: KernelObject
   private let host: KVMHost
+
+  init(_ structures: VMXStructures, on host: KVMHost) {
+    vcpu = structures.vcpu
+    vmx = structures.vmx
+    loaded = structures.loaded
+    self.host = host
+  }
 
   init(of processor: VMXProcessor) {
     vcpu = processor.vcpu
     vmx = processor.vmx
+    loaded = processor.loaded
     host = processor.host
   }
 
-  /// Adds what the control structure has to what KVM's copies gave.
-  func read(_ vmcs: DecodedVMCS, into file: inout RegisterFile) throws(KernelError) {
+  /// What the guest resumes with, if the vCPU runs a guest of its own.
+  func resumeState() throws(KernelError) -> VMCS12? { try VMCS12(of: vmx, using: loaded) }
+
+  /// Adds what the control structure and kvm_intel have to what KVM's copies gave.
+  ///
+  /// - Parameter vmcs: the control structure; nil if it is not current or its layout is not known.
+  func read(_ vmcs: DecodedVMCS?, into file: inout RegisterFile) throws(KernelError) {
+    let realMode = try realModeEmulation()
     for (register, field) in [(Register.rip, VMCSField.rip), (.rsp, .rsp)]
     where file[register].value == nil {
-      file[register] = vmcs.reading(field)
+      file[register] = Self.reading(field, vmcs)
     }
-    let realMode = try realModeEmulation()
-    if file[.rflags].value == nil { file[.rflags] = try flags(vmcs, realMode) }
-    file[.cr0] = try control("cr0", .cr0, VMCSField.cr0, vmcs, file)
-    file[.cr4] = try control("cr4", .cr4, VMCSField.cr4, vmcs, file)
-    file[.cr3] = try pageTableRoot(vmcs, file)
+    file[.rflags] = try flags(vmcs, realMode)
+    file[.cr0] = try control("cr0", .cr0, vmcs)
+    file[.cr4] = try control("cr4", .cr4, vmcs)
+    if file[.cr3].value == nil { file[.cr3] = try pageTableRoot(vmcs) }
     for (register, field) in [
       (Register.sysenterCS, VMCSField.sysenterCS), (.sysenterESP, .sysenterESP),
       (.sysenterEIP, .sysenterEIP),
     ] {
-      file[register] = vmcs.reading(field)
+      file[register] = Self.reading(field, vmcs)
     }
-    for (index, register) in Self.segments.enumerated() {
-      file[register] = vmcs.segment(index)
-      if let realMode, register != .ldtr {
-        file[register] = try emulated(index, in: realMode, vmcs, register)
+    for place in SegmentPlace.all {
+      let segment = try segment(place, vmcs)
+      // The task register's stand-in is KVM's own; LDTR has none (`vmx_get_segment`).
+      if let realMode, place.register != .ldtr {
+        file[place.register] = try emulated(place, in: realMode, standIn: segment)
+      } else {
+        file[place.register] = segment
       }
     }
-    file[.gdtr] = vmcs.table(base: .gdtrBase, limit: .gdtrLimit)
-    file[.idtr] = vmcs.table(base: .idtrBase, limit: .idtrLimit)
-  }
-
-  /// Adds what kvm_intel itself keeps copies of: needs no layout.
-  func readCopies(into file: inout RegisterFile) throws(KernelError) {
+    file[.gdtr] = Self.table(base: .gdtrBase, limit: .gdtrLimit, vmcs)
+    file[.idtr] = Self.table(base: .idtrBase, limit: .idtrLimit, vmcs)
     file[.kernelGSBase] = try kernelGSBase()
-    if try isAvailable("VCPU_EXREG_RFLAGS") {
-      file[.rflags] = .known(try vmx["rflags"].unsigned(), RegisterSource(.kvm, "vcpu_vmx.rflags"))
-    }
     try readSystemCallRegisters(into: &file)
   }
 
-  /// The order of the segments in encodings of the VMCS, and in `rmode.segs`: enum VCPU_SREG_* has
-  /// TR before LDTR.
-  private static let segments: [SegmentRegister] = [.es, .cs, .ss, .ds, .fs, .gs, .ldtr, .tr]
+  // MARK: The control structure
+
+  private static func reading(_ field: VMCSField, _ vmcs: DecodedVMCS?) -> Reading<UInt64> {
+    vmcs?.reading(field) ?? .unknown(reason: "only the VMCS has it, which cannot be read")
+  }
+
+  /// Why a field has no value.
+  private static func reason(_ field: VMCSField, _ vmcs: DecodedVMCS?) -> String {
+    if case .unknown(let reason) = reading(field, vmcs) { reason } else { "" }
+  }
+
+  private static func table(
+    base: VMCSField, limit: VMCSField, _ vmcs: DecodedVMCS?
+  ) -> Reading<DescriptorTable> {
+    vmcs?.table(base: base, limit: limit) ?? .unknown(reason: reason(base, vmcs))
+  }
 
   private func flags(
-    _ vmcs: DecodedVMCS, _ realMode: KernelObject?
+    _ vmcs: DecodedVMCS?, _ realMode: KernelObject?
   ) throws(KernelError) -> Reading<UInt64> {
-    guard let realMode, let live = vmcs.value(.rflags) else { return vmcs.reading(.rflags) }
+    if try isAvailable("VCPU_EXREG_RFLAGS") {
+      return .known(try vmx["rflags"].unsigned(), RegisterSource(.kvm, "vcpu_vmx.rflags"))
+    }
+    guard let realMode, let live = vmcs?.value(.rflags) else { return Self.reading(.rflags, vmcs) }
     // Real mode emulated as virtual-8086: VM and IOPL are the host's.
     let own: UInt64 = 1 << 17 | 3 << 12
     let saved = try realMode["save_rflags"].unsigned()
@@ -67,65 +93,111 @@ struct VMXRegisters {
   }
 
   /// CR0 and CR4: the bits that the guest may change without an exit are in the VMCS, the others
-  /// in KVM's copy; what else the VMCS has is forced by the host.
+  /// in KVM's copy; what else the VMCS has is forced by the host. Before 5.8 there is no bit of
+  /// `regs_avail` for them, and KVM reads the guest's bits each time that it wants them.
   private func control(
-    _ member: String, _ register: Register, _ field: VMCSField, _ vmcs: DecodedVMCS,
-    _ file: RegisterFile
+    _ member: String, _ field: VMCSField, _ vmcs: DecodedVMCS?
   ) throws(KernelError) -> Reading<UInt64> {
-    if file[register].value != nil { return file[register] }
-    guard let live = vmcs.value(field) else { return vmcs.reading(field) }
-    let own = try vcpu["arch"].member("\(member)_guest_owned_bits").unsigned()
     let kept = try vcpu["arch"].member(member).unsigned()
+    let own = try vcpu["arch"].member("\(member)_guest_owned_bits").unsigned()
+    let isCurrent = try isAvailable("VCPU_EXREG_" + member.uppercased())
+    if isCurrent || own == 0 {
+      return .known(kept, RegisterSource(.kvm, "arch.\(member)"))
+    }
+    guard let vmcs, let live = vmcs.value(field) else {
+      return .unknown(
+        reason: "\(Self.reason(field, vmcs)); KVM's copy lacks the bits \(hexadecimal(own))")
+    }
     return .known(
       kept & ~own | live & own, RegisterSource(.vmcs, "arch.\(member), \(field.label)"))
   }
 
-  /// With extended page tables CR3 is the guest's own; without them it is that of the host's shadow
-  /// tables.
-  private func pageTableRoot(
-    _ vmcs: DecodedVMCS, _ file: RegisterFile
-  ) throws(KernelError) -> Reading<UInt64> {
-    if file[.cr3].value != nil { return file[.cr3] }
-    guard let controls = vmcs.value(.secondaryControls) else { return vmcs.reading(.cr3) }
-    let usesExtendedTables = controls & 2 != 0
-    if usesExtendedTables { return vmcs.reading(.cr3) }
+  /// Where the guest's loads of CR3 exit, as they do with shadow paging and, without unrestricted
+  /// guest, while the guest's paging is off, the VMCS has tables of the host's.
+  private func pageTableRoot(_ vmcs: DecodedVMCS?) throws(KernelError) -> Reading<UInt64> {
+    let copy = try? loaded["controls_shadow.exec"].unsigned()
+    guard let controls = vmcs?.value(.primaryControls) ?? copy else {
+      return .unknown(reason: Self.reason(.primaryControls, vmcs))
+    }
+    if controls & Self.cr3LoadExiting == 0 { return Self.reading(.cr3, vmcs) }
     return .known(try vcpu["arch.cr3"].unsigned(), RegisterSource(.kvm, "arch.cr3"))
   }
 
-  /// The live value is in the processor's register while `guest_state_loaded` (in `vt` since 6.16),
-  /// and no dump has that.
-  private func kernelGSBase() throws(KernelError) -> Reading<UInt64> {
-    let isLoaded = try (vmx.has("vt") ? vmx["vt"] : vmx)["guest_state_loaded"].isTrue()
-    if isLoaded {
-      return .unknown(reason: "it was in the host processor's register, which no dump holds")
-    }
-    return .known(
-      try vmx["msr_guest_kernel_gs_base"].unsigned(),
-      RegisterSource(.kvm, "vcpu_vmx.msr_guest_kernel_gs_base"))
-  }
+  /// Bit 15 of the primary processor-based VM-execution controls (SDM vol. 3C 25.6.2).
+  private static let cr3LoadExiting: UInt64 = 1 << 15
 
-  /// `guest_uret_msrs[]`, in the order of kvm.ko's list of them (since 5.11, 7bf662bb5e34).
-  private func readSystemCallRegisters(into file: inout RegisterFile) throws(KernelError) {
-    guard let slots = vmx.memberIfPresent("guest_uret_msrs"),
-      let list = host.symbol("kvm_uret_msrs_list")
-    else { return }
-    let registers: [UInt32: Register] = [
-      0xc000_0081: .star, 0xc000_0082: .lstar, 0xc000_0083: .cstar, 0xc000_0084: .sfmask,
+  // MARK: Segments
+
+  /// Where the parts of a segment are.
+  private struct SegmentPlace {
+    let register: SegmentRegister
+    /// Its number in the encodings of the VMCS.
+    let number: Int
+    /// Its number in KVM: enum VCPU_SREG_* has TR before LDTR.
+    let index: Int
+
+    static let all = [
+      SegmentPlace(register: .es, number: 0, index: 0),
+      SegmentPlace(register: .cs, number: 1, index: 1),
+      SegmentPlace(register: .ss, number: 2, index: 2),
+      SegmentPlace(register: .ds, number: 3, index: 3),
+      SegmentPlace(register: .fs, number: 4, index: 4),
+      SegmentPlace(register: .gs, number: 5, index: 5),
+      SegmentPlace(register: .ldtr, number: 6, index: 7),
+      SegmentPlace(register: .tr, number: 7, index: 6),
     ]
-    for index in 0..<Int(clamping: min(slots.type.elementCount ?? 0, 16)) {
-      guard
-        let number = try? vcpu.memory.load(list + UInt64(index * 4), as: UInt32.self),
-        let register = registers[number]
-      else { continue }
-      file[register] = .known(
-        try slots.element(index)["data"].unsigned(),
-        RegisterSource(.kvm, "vcpu_vmx.guest_uret_msrs[\(index)]"))
+
+    /// Selector, base, limit and access rights, with the members of KVM's cache in the order of
+    /// their bits (enum segment_cache_field).
+    var parts: [(field: VMCSField, member: String)] {
+      [
+        (.selector(number), "selector"), (.base(number), "base"), (.limit(number), "limit"),
+        (.accessRights(number), "ar"),
+      ]
     }
   }
 
-  private func isAvailable(_ name: String) throws(KernelError) -> Bool {
-    guard let bit = host.types.enumerator(named: name), (0..<64).contains(bit) else { return false }
-    return try vcpu["arch.regs_avail"].unsigned() >> UInt64(bit) & 1 != 0
+  /// Each part from the VMCS, or else from KVM's cache, if KVM read it since the last exit.
+  private func segment(
+    _ place: SegmentPlace, _ vmcs: DecodedVMCS?
+  ) throws(KernelError) -> Reading<Segment> {
+    let cache = try segmentCache(place)
+    var values: [UInt64] = []
+    var copies: [String] = []
+    for (field, member) in place.parts {
+      if let live = vmcs?.value(field) {
+        values.append(live)
+      } else if let copy = cache[member] {
+        values.append(copy)
+        copies.append("segment_cache.seg[\(place.index)].\(member)")
+      } else {
+        return .unknown(reason: Self.reason(field, vmcs))
+      }
+    }
+    let source =
+      copies.count == values.count
+      ? RegisterSource(.kvm, "vcpu_vmx.segment_cache.seg[\(place.index)]")
+      : RegisterSource(
+        .vmcs,
+        place.parts[0].field.label + " and its base, limit, access rights"
+          + copies.map { ", \($0)" }.joined())
+    return .known(
+      Segment(
+        selector: UInt16(truncatingIfNeeded: values[0]), base: values[1],
+        limit: UInt32(truncatingIfNeeded: values[2]),
+        attributes: SegmentAttributes(vmx: UInt32(truncatingIfNeeded: values[3]))), source)
+  }
+
+  private func segmentCache(_ place: SegmentPlace) throws(KernelError) -> [String: UInt64] {
+    guard try isAvailable("VCPU_EXREG_SEGMENTS"), let cache = vmx.memberIfPresent("segment_cache")
+    else { return [:] }
+    let bits = try cache["bitmask"].unsigned() >> UInt64(4 * place.index)
+    let saved = try cache["seg"].element(place.index)
+    var values: [String: UInt64] = [:]
+    for (bit, part) in place.parts.enumerated() where bits >> UInt64(bit) & 1 != 0 {
+      values[part.member] = try saved.member(part.member).unsigned()
+    }
+    return values
   }
 
   /// `vcpu_vmx.rmode` while the guest's real mode is emulated as virtual-8086 mode, which a
@@ -137,22 +209,82 @@ struct VMXRegisters {
     return state
   }
 
-  /// The segment that the guest loaded, of which the VMCS has a stand-in (`vmx_get_segment`).
+  /// The segment that the guest loaded, of which the VMCS has a stand-in. If the selectors differ,
+  /// the guest has loaded another since, as virtual-8086 mode does without an exit.
   private func emulated(
-    _ index: Int, in realMode: KernelObject, _ vmcs: DecodedVMCS, _ register: SegmentRegister
+    _ place: SegmentPlace, in realMode: KernelObject, standIn: Reading<Segment>
   ) throws(KernelError) -> Reading<Segment> {
-    // enum: ES CS SS DS FS GS TR LDTR
-    let saved = try realMode["segs"].element(register == .tr ? 6 : index)
+    let saved = try realMode["segs"].element(place.index)
+    let location = "vcpu_vmx.rmode.segs[\(place.index)]"
     var segment = Segment(
       selector: UInt16(truncatingIfNeeded: try saved["selector"].unsigned()),
       base: try saved["base"].unsigned(),
       limit: UInt32(truncatingIfNeeded: try saved["limit"].unsigned()),
       attributes: try saved.segmentAttributes)
-    if register != .tr, let live = vmcs.segment(index).value, live.selector != segment.selector {
-      segment.selector = live.selector
-      segment.base = live.base
+    if place.register == .tr { return .known(segment, RegisterSource(.kvm, location)) }
+    guard case .known(let live, let source) = standIn else { return standIn }
+    guard live.selector != segment.selector else {
+      return .known(segment, RegisterSource(.kvm, location))
     }
-    return .known(segment, RegisterSource(.kvm, "vcpu_vmx.rmode.segs"))
+    segment.selector = live.selector
+    segment.base = live.base
+    return .known(
+      segment, RegisterSource(source.kind, "selector and base of \(source.location), \(location)"))
+  }
+
+  // MARK: Model-specific registers
+
+  /// The live value is in the processor's register while `guest_state_loaded`, and no dump has
+  /// that. Since 6.16 the member is in `vt`; before 5.2 it is the pointer `loaded_cpu_state`.
+  private func kernelGSBase() throws(KernelError) -> Reading<UInt64> {
+    let state = vmx.memberIfPresent("vt") ?? vmx
+    if try state.member("guest_state_loaded", "loaded_cpu_state").isTrue() {
+      return .unknown(reason: "it was in the host processor's register, which no dump holds")
+    }
+    return .known(
+      try vmx["msr_guest_kernel_gs_base"].unsigned(),
+      RegisterSource(.kvm, "vcpu_vmx.msr_guest_kernel_gs_base"))
+  }
+
+  /// `guest_uret_msrs[]`, in the order of kvm.ko's list of their numbers (since 5.13,
+  /// 8ea8b8d6f869). Before, each entry tells its place in a list of kvm_intel's own, and unused
+  /// ones follow those in use; before 5.10 all of it has other names.
+  func readSystemCallRegisters(into file: inout RegisterFile) throws(KernelError) {
+    let name = vmx.has("guest_uret_msrs") ? "guest_uret_msrs" : "guest_msrs"
+    let slots = try vmx.member(name)
+    let tellsPlace = ["slot", "index"].first { (try? slots.element(0).has($0)) == true }
+    let lists =
+      tellsPlace == nil ? ["kvm_uret_msrs_list"] : ["vmx_uret_msrs_list", "vmx_msr_index"]
+    guard let list = lists.lazy.compactMap({ host.symbol($0) }).first else {
+      for register in Self.systemCallRegisters.values {
+        file[register] = .unknown(reason: "the host's symbols do not have \(lists[0])")
+      }
+      return
+    }
+    let used = try (vmx.memberIfPresent("nr_uret_msrs") ?? vmx.memberIfPresent("nmsrs"))?.unsigned()
+    var found: Set<Register> = []
+    for index in 0..<Int(clamping: min(used ?? .max, slots.type.elementCount ?? 0, 16)) {
+      let entry = try slots.element(index)
+      let place = try tellsPlace.map { member throws(KernelError) in
+        try entry.member(member).unsigned()
+      }
+      let number = try? vcpu.memory.load(
+        list + (place ?? UInt64(index)) &* 4, as: UInt32.self)
+      guard let register = number.flatMap({ Self.systemCallRegisters[$0] }),
+        found.insert(register).inserted
+      else { continue }
+      file[register] = .known(
+        try entry["data"].unsigned(), RegisterSource(.kvm, "vcpu_vmx.\(name)[\(index)]"))
+    }
+  }
+
+  private static let systemCallRegisters: [UInt32: Register] = [
+    0xc000_0081: .star, 0xc000_0082: .lstar, 0xc000_0083: .cstar, 0xc000_0084: .sfmask,
+  ]
+
+  private func isAvailable(_ name: String) throws(KernelError) -> Bool {
+    guard let bit = host.types.enumerator(named: name), (0..<64).contains(bit) else { return false }
+    return try vcpu["arch.regs_avail"].unsigned() >> UInt64(bit) & 1 != 0
   }
 }
 
