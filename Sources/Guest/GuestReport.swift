@@ -66,6 +66,9 @@ public struct GuestReport: Codable, Hashable, Sendable {
     /// The symbol that RIP lies in, where the guest's own symbols tell.
     public var location: String?
     public var registers: [String: RegisterReport]
+    /// Those of the guest that the guest itself runs there; `registers` are then what it resumes
+    /// with when that exits.
+    public var nestedRegisters: [String: RegisterReport]?
   }
 
   /// A register: `value`, or the parts of a segment or table; with `source` and `location`, or
@@ -158,14 +161,19 @@ extension GuestReport.Processor {
     index = processor.index
     state = processor.state.rawValue
     location = processor.registers[.rip].value.flatMap { symbols?.describe(VirtualAddress($0)) }
+    registers = Self.reports(processor.registers)
+    nestedRegisters = processor.nested.map(Self.reports)
+  }
+
+  private static func reports(_ file: RegisterFile) -> [String: GuestReport.RegisterReport] {
     var reports: [String: GuestReport.RegisterReport] = [:]
     for register in Register.allCases {
-      reports[register.rawValue] = .init(processor.registers[register]) { report, value in
+      reports[register.rawValue] = .init(file[register]) { report, value in
         report.value = hexadecimal(value)
       }
     }
     for register in SegmentRegister.allCases {
-      reports[register.rawValue] = .init(processor.registers[register]) { report, segment in
+      reports[register.rawValue] = .init(file[register]) { report, segment in
         report.selector = hexadecimal(UInt64(segment.selector))
         report.base = hexadecimal(segment.base)
         report.limit = hexadecimal(UInt64(segment.limit))
@@ -173,12 +181,12 @@ extension GuestReport.Processor {
       }
     }
     for register in TableRegister.allCases {
-      reports[register.rawValue] = .init(processor.registers[register]) { report, table in
+      reports[register.rawValue] = .init(file[register]) { report, table in
         report.base = hexadecimal(table.base)
         report.limit = hexadecimal(UInt64(table.limit))
       }
     }
-    registers = reports
+    return reports
   }
 }
 

@@ -31,16 +31,24 @@ struct Registers: ParsableCommand {
         printable(
           "\(guest.name) vCPU \(processor.index): \(processor.state)"
             + (processor.location.map { ", at \($0)" } ?? "")))
-      var table = TextTable()
-      for name in Self.order {
-        guard let register = processor.registers[name] else { continue }
-        table.add(["  " + name, register.text, register.origin])
+      show(processor.registers)
+      if let nested = processor.nestedRegisters {
+        print(printable("\(guest.name) vCPU \(processor.index), the guest that it was running:"))
+        show(nested)
       }
-      print(table.text, terminator: "")
     }
     for finding in guest.findings where finding.name.hasPrefix("vcpu.") {
       print(printable("\(guest.name): \(finding.text)"))
     }
+  }
+
+  private func show(_ registers: [String: GuestReport.RegisterReport]) {
+    var table = TextTable()
+    for name in Self.order {
+      guard let register = registers[name] else { continue }
+      table.add(["  " + name, register.text, register.origin])
+    }
+    print(table.text, terminator: "")
   }
 
   private static let order =
