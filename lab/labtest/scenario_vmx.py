@@ -14,17 +14,22 @@ HUGE = 2 << 20
 
 class VmxGuest(GuestMemory):
     """A guest and the truth about it: its memory by the witness, whose pages must have the checksums that the monitor
-    told; its registers by the monitor, and by the witness for vCPUs that were never asked for theirs."""
+    told; its registers by the monitor, and by the witness for vCPUs that were never asked for theirs.
+
+    Slots that KVM makes for itself (for real mode without unrestricted guest, the page of the local APIC) are none of the
+    guest's memory."""
 
     def __init__(self, scenario, told, witness, release):
-        super().__init__(witness["runs"])
+        runs = [run for run in witness["runs"]
+                if any(start <= run[0] < start + size for start, size in told.slots)]
+        super().__init__(runs)
         self.name, self.pid, self.told, self.release = told.name, told.pid, told, release
         self.vmlinux = scenario.vmlinux(release) if release else None
         self.witnessed = witness["vcpus"]
         self.registers = [told.vcpus.get(index, vcpu) for index, vcpu in enumerate(self.witnessed)]
         self.truth_path = os.path.join(scenario.work, f"{self.name}.witness.elf")
         notes = [note_registers(vcpu) | {"prstatus.pid": index + 1} for index, vcpu in enumerate(self.registers)]
-        write_witness_elf(self.truth_path, ElfCore(scenario.base), witness | {"vcpus": notes})
+        write_witness_elf(self.truth_path, ElfCore(scenario.base), {"runs": runs, "vcpus": notes})
         self.truth = ElfCore(self.truth_path)
 
     def is_still(self, index):

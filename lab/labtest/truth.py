@@ -31,6 +31,7 @@ class GuestTruth:
     vcpus: dict = field(default_factory=dict)       # index: {register: value}
     stopped: dict = field(default_factory=dict)     # index: whether it stood still after its registers were told
     loop: tuple = (0, 0)                            # where RIP of those can be that did not
+    slots: list = field(default_factory=list)       # (guest address, size)
     pieces: list = field(default_factory=list)
 
 
@@ -45,6 +46,7 @@ def read(lines):
             tell_vcpu(guest, int(who), values)
         elif "slot" in values:
             guest.pid = str(values["pid"])
+            guest.slots.append((values["gpa"], values["size"]))
         elif "loop" in values:
             guest.loop = values["loop"], values["end"]
         elif "piece" in values:

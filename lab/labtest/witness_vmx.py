@@ -19,6 +19,7 @@ MASK64 = (1 << 64) - 1
 GUEST_CR0, GUEST_CR3, GUEST_CR4, GUEST_RFLAGS, GUEST_RSP, GUEST_RIP = 0x6800, 0x6802, 0x6804, 0x6820, 0x681c, 0x681e
 SELECTOR, BASE, LIMIT, ACCESS_RIGHTS = 0x0800, 0x6806, 0x4800, 0x4814     # of ES; the others follow
 SEGMENTS = "es cs ss ds fs gs ldtr tr".split()
+VM86 = ("es", "cs", "ss", "ds", "fs", "gs", "tr")
 GDTR_BASE, GDTR_LIMIT, IDTR_BASE, IDTR_LIMIT = 0x6816, 0x4810, 0x6818, 0x4812
 SYSENTER_CS, SYSENTER_ESP, SYSENTER_EIP = 0x482a, 0x6824, 0x6826
 UNUSABLE = 1 << 16
@@ -88,6 +89,9 @@ class VirtualProcessor:
             values |= {f"{name}.{part}": value for part, value in self.segment(index).items()}
         values |= {"gdtr.base": self.field(GDTR_BASE), "gdtr.limit": self.field(GDTR_LIMIT),
                    "idtr.base": self.field(IDTR_BASE), "idtr.limit": self.field(IDTR_LIMIT)}
+        if self.vmx.rmode.vm86_active:
+            # real mode as vm86: the VMCS has what vm86 needs, and KVM keeps what the guest sees
+            values = {name: value for name, value in values.items() if name != "rflags" and name.split(".")[0] not in VM86}
         return {name: value & MASK64 for name, value in values.items()}
 
 
