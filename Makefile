@@ -23,7 +23,7 @@ SWIFT_MINIMUM = 6.3
 # than the program.
 TEST_OPTIONS = -c release -Xswiftc -enable-testing --scratch-path .build-test
 
-.PHONY: build build-tests deps toolchain test lab lab-test lab-vmx lab-vmx-test demo install uninstall format lint clean help
+.PHONY: build build-tests deps toolchain test kmod lab lab-test lab-vmx lab-vmx-test demo install uninstall format lint clean help
 .NOTPARALLEL:
 
 build: toolchain ## build the program: .build/release/vmcore-split
@@ -66,6 +66,10 @@ lab-vmx: ## boot Intel hosts with guests and dump them into .lab-vmx (SCENARIOS=
 
 lab-vmx-test: build ## the same as lab-test for the dumps of Intel hosts
 	lab/vmx/test $(LAB_VMX) $(SCENARIOS)
+
+kmod: ## build the module vmcsinfo for Debian 12's kernels, and test how it measures
+	kmod/build-all
+	kmod/test/run
 
 demo: deps build ## show the program at work on the sample
 	rm -rf $(DEMO)

@@ -34,7 +34,7 @@ struct Sample: Sendable {
   func guests(
     in memory: EditedMemory? = nil,
     notes: [(name: String, type: UInt32, descriptor: [UInt8])]? = nil,
-    vmcsLayouts: VMCSLayoutSources = VMCSLayoutSources()
+    vmcsLayouts: VMCSLayoutSources = VMCSLayoutSources(), searchingForVMCSs: Bool = false
   ) throws -> KVMHost.Guests {
     let source: any FrameSource = memory ?? dump
     let kernel = kernel.seen(through: source)
@@ -42,7 +42,7 @@ struct Sample: Sendable {
     return try KVMHost(
       kernel, in: source, processors: HostProcessors(notes: notes ?? own),
       vmcsLayouts: vmcsLayouts
-    ).guests()
+    ).guests(searchingForVMCSs: searchingForVMCSs)
   }
 
   func guest(

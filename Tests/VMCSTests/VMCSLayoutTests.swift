@@ -40,6 +40,26 @@ import Testing
     }
   }
 
+  @Test(arguments: VMCSLayoutDatabase.layouts)
+  func `a layout that was written out reads as it was`(_ layout: VMCSLayout) throws {
+    let region = (0..<4096).map { UInt8(truncatingIfNeeded: $0 &* 167 ^ $0 >> 5) }
+    for form in VMCSLayout.AccessRightsForm.allCases {
+      var layout = layout
+      layout.accessRights = form
+      let copy = try #require(VMCSLayout(text: layout.text, origin: ""))
+      #expect(copy.revision == layout.revision && copy.fields == layout.fields)
+      for field in layout.fields where !(field.isAccessRights && layout.isNarrow(field)) {
+        #expect(copy.value(of: field, in: region) == layout.value(of: field, in: region))
+      }
+    }
+  }
+
+  @Test func `a line that was cut off is not read`() throws {
+    let layout = try #require(
+      VMCSLayout(text: "VMCSINFO/1\nOFF(681e)=8:0xc08\nOFF(6820)=8:0xc", origin: ""))
+    #expect(layout.fields == [.rip])
+  }
+
   @Test func `a field beyond the end of a region has no value`() throws {
     let layout = try #require(
       VMCSLayout(text: "VMCSINFO/1\nOFF(681e)=8:0xffc\nOFF(6820)=8:0x10\n", origin: ""))
@@ -60,6 +80,7 @@ import Testing
     FIELD(VM_EXIT_CONTROLS)=01e401e0
     FIELD(VM_ENTRY_CONTROLS)=03140310
     FIELD(GUEST_ES_SELECTOR)=0500
+
     """
 
   @Test func `the sample of 2012 tells the offsets of the Penryn layout`() throws {
@@ -129,5 +150,12 @@ import Testing
       }
       #expect(penryn.withAccessRights(fitting: [region]).accessRights == form)
     }
+  }
+}
+
+extension VMCSLayout {
+  /// True if a table tells two bytes of a field of which four are read: its form is then packed.
+  fileprivate func isNarrow(_ field: VMCSField) -> Bool {
+    if case .bytes(_, 2) = place(of: field) { accessRights != .packed } else { false }
   }
 }

@@ -170,9 +170,9 @@ struct ControlStructures: Sendable {
 
   /// A vCPU's structure with what is to be said of it; nil if it cannot be found.
   func reading(
-    of vcpu: KernelObject
+    of processor: KernelObject
   ) -> (processor: VMXProcessor, reading: VMCSReader.Reading, findings: [Finding])? {
-    guard let entry = structures[vcpu.address] else { return nil }
+    guard let entry = structures[processor.address] else { return nil }
     var findings = [entry.reading.finding(of: entry.index)]
     if entry.wasSearched {
       findings.append(

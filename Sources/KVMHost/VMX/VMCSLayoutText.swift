@@ -40,6 +40,8 @@ enum VMCSLayoutText {
 
   /// Any of the texts that a dump or a file can hold.
   static func parse(_ text: String, origin: String) -> VMCSLayout? {
+    // A line that was cut off can end in the middle of an offset.
+    let text = String(text[..<(text.lastIndex(of: "\n") ?? text.startIndex)])
     if text.hasPrefix("VMCSINFO/1") { return measured(text, origin: origin) }
     return indexes(text, origin: origin) ?? table(text, origin: origin)
   }
