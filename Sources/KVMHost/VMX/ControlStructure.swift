@@ -123,18 +123,21 @@ struct ControlStructures: Sendable {
     if searches || !lost.isEmpty {
       stray = VMCSSearch(host, threads: sources.threads)
         .hits(besides: Set(found.map(\.processor.address)))
-      for (machine, index, vcpu) in lost {
+      // Damage that is wider than this leaves nothing to go by.
+      for (machine, index, vcpu) in lost.prefix(256) {
         guard let structures = try? VMXStructures(vcpu, types: types) else { continue }
-        let memory = GuestMemory(machine.memory, in: host.source)
-        let own = stray.map { hit in
-          VMXProcessor(structures, on: host, at: hit.address, hit.region)
-        }.map { ($0, $0.sample(in: memory)) }.filter { VMCSReader.isWrittenBack($0.1) }
+        let facts = VMXProcessor(structures, on: host, at: PhysicalAddress(0), []).facts()
+        let own = stray.filter {
+          VMCSSample(region: $0.region, facts: facts, guest: nil).isWrittenBack
+        }
         // Two that fit equally are no evidence.
-        guard own.count == 1, let (processor, sample) = own.first else { continue }
-        stray.removeAll { $0.address == processor.address }
+        guard own.count == 1, let hit = own.first else { continue }
+        stray.removeAll { $0.address == hit.address }
+        let processor = VMXProcessor(structures, on: host, at: hit.address, hit.region)
         found.append(
           Candidate(
-            machine: machine, index: index, processor: processor, sample: sample,
+            machine: machine, index: index, processor: processor,
+            sample: processor.sample(in: GuestMemory(machine.memory, in: host.source)),
             wasSearched: true))
       }
     }

@@ -41,14 +41,14 @@ struct VMCSReader: Sendable {
     for (revision, group) in Dictionary(grouping: structures, by: \.revision).sorted(by: {
       $0.key < $1.key
     }) {
-      let current = group.map(\.sample).filter(Self.isWrittenBack)
+      let current = group.map(\.sample).filter(\.isWrittenBack)
       guard !current.isEmpty else { continue }
       layouts[revision] = choose(for: revision, current, sources, ofModule)
     }
   }
 
   func reading(of sample: VMCSSample, revision: UInt32) -> Reading {
-    guard Self.isWrittenBack(sample) else {
+    guard sample.isWrittenBack else {
       let (held, count) = sample.presence
       let isEmpty = sample.region.dropFirst(VMCSSolver.firstOffset).allSatisfy { $0 == 0 }
       return .stale(
@@ -76,12 +76,6 @@ struct VMCSReader: Sendable {
   }
 
   // MARK: Choosing the layout
-
-  /// True unless most of what must be in the region is not there, wherever it should be.
-  static func isWrittenBack(_ sample: VMCSSample) -> Bool {
-    let (held, count) = sample.presence
-    return held * 10 >= count * 7
-  }
 
   private mutating func choose(
     for revision: UInt32, _ samples: [VMCSSample], _ sources: VMCSLayoutSources,

@@ -20,6 +20,12 @@ struct VMCSSample: Sendable {
     return (held, wanted.count)
   }
 
+  /// True unless most of what must be in the region is not there, wherever it should be.
+  var isWrittenBack: Bool {
+    let (held, count) = presence
+    return held * 10 >= count * 7
+  }
+
   private struct Masked: Hashable {
     let value: UInt64
     let mask: UInt64
