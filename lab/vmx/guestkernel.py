@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 """guestkernel.py VMLINUZ SLIDE OUT - unpacks a bzImage and relocates it to a virtual slide, as its decompressor does
-with KASLR.  OUT is a flat image for physical address 16 MiB, which is also its entry (startup_64).
+with KASLR.  OUT is a flat image for physical address 16 MiB, OUT.entry has the address of its entry (startup_64).
 
 Done here because the emulator takes minutes to do it in a guest, and because the decompressor runs with interrupts
 off, which the emulator then masks for the host too.
@@ -13,6 +13,7 @@ import sys
 PHYSICAL_START = 0x1000000
 KERNEL_MAP = 0xffffffff80000000
 SETUP_SECTS, PAYLOAD_OFFSET = 0x1f1, 0x248      # Documentation/arch/x86/boot.rst
+ENTRY = 24          # e_entry
 PT_LOAD = 1
 MASK64 = (1 << 64) - 1
 
@@ -62,6 +63,8 @@ def main(source, slide, target):
     image = image.rstrip(b"\0")
     with open(target, "wb") as file:
         file.write(image + b"\0" * (-len(image) % 4096))
+    with open(target + ".entry", "w") as file:
+        file.write(f"{struct.unpack_from('<Q', vmlinux, ENTRY)[0]:#x}\n")
 
 
 if __name__ == "__main__":

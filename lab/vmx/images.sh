@@ -6,8 +6,8 @@ guest_slide=0x1b600000
 # The module is built in a copy: its folder stays as it is in the repository.
 module() { # module RELEASE
 	local copy=$OUT/img/vmcsinfo
-	rm -rf "$copy"
-	cp -r "$here/../../kmod/vmcsinfo" "$copy"
+	rm -rf "$copy"; mkdir "$copy"
+	cp "$here"/../../kmod/vmcsinfo/{Kbuild,Makefile,*.[ch]} "$copy/"
 	make -s -C "$root/usr/src/linux-headers-$1" M="$copy" modules > "$copy.log" 2>&1 || { tail "$copy.log"; exit 1; }
 }
 
@@ -33,7 +33,7 @@ host_image() { # host_image RELEASE
 	modules "$dir" "$1" kvm_intel
 	programs "$dir" "$(command -v kexec)"
 	cp "$OUT/img/vmm" "$OUT/img/vmcsinfo/vmcsinfo.ko" "$dir/"
-	cp "$OUT/img/guest.cpio.gz" "$OUT/img/guest.kernel" "$dir/guest/"
+	cp "$OUT/img/guest.cpio.gz" "$OUT/img/guest.kernel" "$OUT/img/guest.kernel.entry" "$dir/guest/"
 	cp "$OUT/img/crash.cpio.gz" "$dir/crash/"
 	cp "$root/boot/vmlinuz-$1" "$dir/crash/vmlinuz"
 	pack "$dir" "$OUT/img/host.cpio.gz"

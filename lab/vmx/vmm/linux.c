@@ -289,11 +289,11 @@ static void page_tables(u8 *low)
 		pd[k] = k << 21 | 0x83;
 }
 
-static void enter_kernel(const struct vcpu *vcpu, u8 *low)
+static void enter_kernel(const struct vcpu *vcpu, u8 *low, u64 entry)
 {
 	u64 *gdt = (u64 *)(low + GDT);
 	struct kvm_sregs s;
-	struct kvm_regs r = { .rflags = 2, .rip = KERNEL, .rsi = BOOT_PARAMETERS, .rsp = 0x7000 };
+	struct kvm_regs r = { .rflags = 2, .rip = entry, .rsi = BOOT_PARAMETERS, .rsp = 0x7000 };
 
 	page_tables(low);
 	gdt[0] = gdt[1] = 0;
@@ -314,7 +314,7 @@ static void enter_kernel(const struct vcpu *vcpu, u8 *low)
 		die("KVM_SET_SREGS");
 }
 
-void run_linux(const char *image, const char *initrd, const char *command_line, u64 size)
+void run_linux(const char *image, u64 entry, const char *initrd, const char *command_line, u64 size)
 {
 	struct kvm_pit_config pit = { .flags = KVM_PIT_SPEAKER_DUMMY };
 	struct sigaction action = { .sa_handler = on_signal };
@@ -335,7 +335,7 @@ void run_linux(const char *image, const char *initrd, const char *command_line, 
 	sigaction(SIGUSR1, &action, NULL);
 	for (int k = 0; k < vm.vcpu_count; k++)
 		create_vcpu(k);
-	enter_kernel(&vm.vcpus[0], low);
+	enter_kernel(&vm.vcpus[0], low, entry);
 	for (int k = 0; k < vm.vcpu_count; k++)
 		pthread_create(&vm.vcpus[k].thread, NULL, vcpu_thread, &vm.vcpus[k]);
 	while (!is_ready)

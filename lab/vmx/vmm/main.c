@@ -1,6 +1,6 @@
 /*
  * vmm NAME ID MODES tiny|tiny-huge|real
- * vmm NAME ID MODES linux IMAGE INITRD COMMAND-LINE MIB
+ * vmm NAME ID MODES linux IMAGE ENTRY INITRD COMMAND-LINE MIB
  *
  * MODES has a letter for each vCPU: s stays outside the guest once its registers were told, r goes back into it.
  */
@@ -109,8 +109,8 @@ int main(int count, char **words)
 		run_tiny(TINY_64_HUGE_PAGES);
 	else if (!strcmp(words[4], "real"))
 		run_tiny(TINY_REAL_MODE);
-	else if (!strcmp(words[4], "linux") && count == 9)
-		run_linux(words[5], words[6], words[7], strtoull(words[8], NULL, 0) * MIB);
+	else if (!strcmp(words[4], "linux") && count == 10)
+		run_linux(words[5], strtoull(words[6], NULL, 0), words[7], words[8], strtoull(words[9], NULL, 0) * MIB);
 	else
 		return 2;
 	tell_memory();

@@ -54,7 +54,7 @@ void tell_memory(void);
 /* tiny.c, linux.c: the guests */
 enum tiny { TINY_64, TINY_64_HUGE_PAGES, TINY_REAL_MODE };
 void run_tiny(enum tiny kind);
-void run_linux(const char *image, const char *initrd, const char *command_line, u64 size);
+void run_linux(const char *image, u64 entry, const char *initrd, const char *command_line, u64 size);
 
 /* Descriptor of a segment: access byte, flags (granularity, size, long), limit. */
 static inline u64 descriptor(u32 access, u32 flags, u32 limit)
