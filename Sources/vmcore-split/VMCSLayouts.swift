@@ -13,9 +13,7 @@ enum VMCSLayouts {
     let threads = options.threadCount
     return VMCSLayoutSources(
       inDump: dump.notes.filter { $0.name == "VMCSINFO" }.compactMap {
-        VMCSLayout(
-          text: String(decoding: $0.description.prefix { $0 != 0 }, as: UTF8.self),
-          origin: "the dump's VMCSINFO note")
+        VMCSLayout(contents: $0.description, origin: "the dump's VMCSINFO note")
       },
       ofUser: try options.vmcsinfo.map { [try layout(in: FilePath($0))] } ?? [],
       infersAlways: options.solve, threads: threads
@@ -25,13 +23,13 @@ enum VMCSLayouts {
   }
 
   private static func layout(in path: FilePath) throws -> VMCSLayout {
-    let text: String
+    let text: [UInt8]
     do {
       text = try contents(of: path, limit: 1 << 20)
     } catch let error as Errno {
       throw Failure(VMCSLayoutFileError(path: path, what: error.description))
     }
-    guard let layout = VMCSLayout(text: text, origin: "the file \(path)") else {
+    guard let layout = VMCSLayout(contents: text, origin: "the file \(path)") else {
       throw Failure(
         VMCSLayoutFileError(path: path, what: "there is no layout of a VMCS in it"))
     }
@@ -39,7 +37,7 @@ enum VMCSLayouts {
   }
 
   /// At most `limit` bytes of a file.
-  private static func contents(of path: FilePath, limit: Int) throws -> String {
+  private static func contents(of path: FilePath, limit: Int) throws -> [UInt8] {
     let file = try FileDescriptor.open(path, .readOnly)
     defer { try? file.close() }
     var text: [UInt8] = []
@@ -49,7 +47,7 @@ enum VMCSLayouts {
       if count == 0 { break }
       text += piece[..<count]
     }
-    return String(decoding: text, as: UTF8.self)
+    return text
   }
 }
 

@@ -54,6 +54,18 @@ import Testing
     }
   }
 
+  @Test func `a note reads as its text does`() throws {
+    let text = Array("VMCSINFO/1\nOFF(681e)=8:0xc08\nEND\n".utf8)
+    let head: [UInt8] = [9, 0, 0, 0, UInt8(text.count), 0, 0, 0, 0, 0, 0, 0]
+    let name = Array("VMCSINFO\0\0\0\0".utf8)
+    for note in [text, head + name + text, head + name + text + [0, 0, 0, 7]] {
+      let layout = try #require(VMCSLayout(contents: note, origin: ""))
+      #expect(layout.fields == [.rip] && layout.offset(of: .rip) == 0xc08)
+    }
+    #expect(VMCSLayout(contents: head + name, origin: "") == nil)
+    #expect(VMCSLayout(contents: [], origin: "") == nil)
+  }
+
   @Test func `a line that was cut off is not read`() throws {
     let layout = try #require(
       VMCSLayout(text: "VMCSINFO/1\nOFF(681e)=8:0xc08\nOFF(6820)=8:0xc", origin: ""))

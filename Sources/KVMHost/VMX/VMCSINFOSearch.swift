@@ -15,16 +15,26 @@ public struct VMCSINFOSearch: Sendable {
     memory = source
   }
 
-  /// Layouts by ascending address. The words stand in many places that are no layouts.
+  /// Layouts, those first whose text is whole: buffers hold pieces of it. The words stand in many
+  /// places that are no layouts.
   public func layouts() -> [VMCSLayout] {
-    search.addresses(of: Array("VMCSINFO".utf8)).prefix(1000).compactMap { address in
+    let texts = search.addresses(of: Array("VMCSINFO".utf8)).prefix(1000).compactMap {
+      address -> (start: PhysicalAddress, text: String)? in
       let start = PhysicalAddress(address.rawValue)
-      guard let text = text(at: start) else { return nil }
-      return VMCSLayout(text: text, origin: "the VMCSINFO at physical address \(start)")
+      return text(at: start).map { (start, $0) }
     }
+    func layouts(_ chosen: [(start: PhysicalAddress, text: String)]) -> [VMCSLayout] {
+      chosen.compactMap { start, text in
+        VMCSLayout(text: text, origin: "the VMCSINFO at physical address \(start)")
+      }
+    }
+    let isWhole = { (found: (start: PhysicalAddress, text: String)) in
+      found.text.hasSuffix("\nEND\n")
+    }
+    return layouts(texts.filter(isWhole)) + layouts(texts.filter { !isWhole($0) })
   }
 
-  /// The text from its first word on: `VMCSINFO/1` itself, or what follows a note's name.
+  /// The text from its first line on: a note's comes after its name, 12 bytes in all.
   private func text(at address: PhysicalAddress) -> String? {
     guard let word = try? memory.read(address, count: 12) else { return nil }
     var position = word.starts(with: Array("VMCSINFO/1".utf8)) ? address : address + 12
@@ -43,20 +53,15 @@ public struct VMCSINFOSearch: Sendable {
 }
 
 extension VMCSLayout {
-  /// The layout in the note of the loaded module `vmcsinfo`, which its `vmcsinfo_note` leads to: an
-  /// ELF note of the owner "VMCSINFO".
+  /// The layout in the note of the loaded module `vmcsinfo`, which its `vmcsinfo_note` leads to.
   init?(ofModuleIn kernel: LinuxKernel) {
     guard let module = try? kernel.module("vmcsinfo"),
       let pointer = try? module.address(of: "vmcsinfo_note"),
-      let note = try? kernel.memory.load(pointer, as: UInt64.self),
-      let head = try? kernel.memory.read(VirtualAddress(note), count: 24),
-      let size = head.load(UInt32.self, at: 4), size <= VMCSINFOSearch.limit,
-      // The head has 12 bytes, the name with its padding too.
-      head[12...].starts(with: Array("VMCSINFO\0".utf8)),
-      let text = try? kernel.memory.read(VirtualAddress(note) + 24, count: Int(size))
+      let address = try? kernel.memory.load(pointer, as: UInt64.self),
+      let size = try? kernel.memory.load(VirtualAddress(address) + 4, as: UInt32.self),
+      size <= VMCSINFOSearch.limit,
+      let note = try? kernel.memory.read(VirtualAddress(address), count: 24 + Int(size))
     else { return nil }
-    self.init(
-      text: String(decoding: text.prefix { $0 != 0 }, as: UTF8.self),
-      origin: "the note of the host's module vmcsinfo")
+    self.init(contents: note, origin: "the note of the host's module vmcsinfo")
   }
 }

@@ -8,6 +8,14 @@ extension VMCSLayout {
     self = layout
   }
 
+  /// A layout out of the bytes of a text, or of a whole note: an ELF note of the owner "VMCSINFO".
+  public init?(contents bytes: [UInt8], origin: String) {
+    // The head of a note has 12 bytes, the name with its padding too.
+    let isNote = bytes.count >= 24 && bytes[12...].starts(with: Array("VMCSINFO\0".utf8))
+    let text = bytes[(isNote ? 24 : 0)...].prefix { $0 != 0 }
+    self.init(text: String(decoding: text, as: UTF8.self), origin: origin)
+  }
+
   /// The layout as `VMCSINFO/1`, which `init(text:origin:)` reads back.
   public var text: String { VMCSLayoutText.measured(self) }
 }
