@@ -50,8 +50,9 @@ struct KVMProcessor {
         findings.append(
           Finding(
             .warning, "vcpu.stale",
-            "vCPU \(index) was in guest mode on host CPU \(hostCPU), which did not answer when the"
-              + " host crashed: its registers are those of its last exit"))
+            "vCPU \(index) was in guest mode on host CPU \(hostCPU), of which the dump has no"
+              + " registers: it did not answer when the host crashed, or nothing asked it; the vCPU's"
+              + " registers are those of its last exit"))
       }
     }
     guard let resume else {

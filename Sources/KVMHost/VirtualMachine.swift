@@ -34,7 +34,7 @@ struct VirtualMachine: Sendable {
 
   func guest(_ structures: ControlStructures) throws(KernelError) -> Guest {
     let read = processors.read(structures)
-    var findings = protection.findings + structures.findings + read.findings
+    var findings = protection.findings + structures.findings(of: self) + read.findings
     if !hasCommandLine {
       findings.append(
         Finding(

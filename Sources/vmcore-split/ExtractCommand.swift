@@ -85,7 +85,8 @@ struct Extract: ParsableCommand {
 
   private func tell(_ guest: GuestAnalysis, _ summary: Extraction.Summary, _ path: FilePath) {
     let name = guest.guest.identity.displayName
-    for finding in guest.guest.findings where finding.severity == .warning || !common.quiet {
+    for finding in guest.guest.findings
+    where finding.severity == .warning || !(common.quiet || isRoutine(finding.name)) {
       Console.warning("\(name): \(finding.text) [\(finding.name)]")
     }
     if !summary.lost.isEmpty {

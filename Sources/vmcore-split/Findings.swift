@@ -29,12 +29,12 @@ extension GuestAnalysis {
     }
   }
 
-  /// Registers that the vmcore has room for; the others are extra.
+  /// Without those that tell where the processor was, a dump misleads; the others are extra.
   private static func unknownRegisters(_ guest: Guest) -> [Finding] {
     guest.processors.compactMap { processor in
-      guard !processor.registers.isComplete else { return nil }
+      guard !processor.registers.unknown.isEmpty else { return nil }
       return Finding(
-        .warning, "registers.unknown",
+        processor.registers.isComplete ? .note : .warning, "registers.unknown",
         "vCPU \(processor.index): not known: "
           + processor.registers.unknown.joined(separator: ", "))
     }
@@ -62,6 +62,10 @@ extension GuestAnalysis {
     ]
   }
 }
+
+/// True of a finding that all is as it should be: told by `registers` and in JSON, and no news
+/// elsewhere.
+func isRoutine(_ findingName: String) -> Bool { findingName.hasPrefix("vcpu.vmcs-layout") }
 
 /// A number of bytes as people say it.
 func size(_ bytes: UInt64) -> String {

@@ -31,7 +31,9 @@ struct List: ParsableCommand {
       print("\(host.dump.path): \(host.dump.format), host Linux \(host.kernel.vmcoreinfo.release)")
       print(table.text, terminator: "")
       for guest in reports {
-        for finding in guest.findings { print(printable("\(guest.name): \(finding.text)")) }
+        for finding in guest.findings where !isRoutine(finding.name) {
+          print(printable("\(guest.name): \(finding.text)"))
+        }
       }
     }
     for failure in host.failures { Console.error(failure) }

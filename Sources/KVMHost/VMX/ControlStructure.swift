@@ -77,8 +77,7 @@ struct ControlStructures: Sendable {
   private var structures: [VirtualAddress: Entry] = [:]
   /// Those that memory holds and no vCPU leads to.
   private(set) var unowned: [ControlStructure] = []
-  /// What must be said of layouts to the user of any guest.
-  private(set) var findings: [Finding] = []
+  private var rejections: [VMCSReader.Rejection] = []
 
   fileprivate struct Entry: Sendable {
     let guest: GuestIdentity
@@ -163,12 +162,31 @@ struct ControlStructures: Sendable {
         hostProcessor: nil, region: hit.region,
         state: reader.reading(of: sample, revision: hit.revision).state, facts: sample.facts)
     }
-    findings = reader.rejections.map {
+    rejections = reader.rejections
+  }
+
+  /// What must be said of the layouts of a VM's structures.
+  func findings(of machine: VirtualMachine) -> [Finding] {
+    var used: [(layout: VMCSLayout, agreeing: Int, compared: Int)] = []
+    for entry in machine.processors.objects.compactMap({ structures[$0.address] }) {
+      guard case .current(let vmcs, let agreeing, let compared) = entry.reading else { continue }
+      let index = used.firstIndex { $0.layout.origin == vmcs.layout.origin } ?? used.count
+      if index == used.count { used.append((vmcs.layout, 0, 0)) }
+      used[index].agreeing += agreeing
+      used[index].compared += compared
+    }
+    return rejections.map {
       Finding(
         .note, "vcpu.vmcs-layout-rejected",
         "\($0.layout.origin) is for this processor's revision and is not used: only \($0.agreeing)"
           + " of \($0.compared) values that are known of the VMCSs are where it says")
     }
+      + used.map {
+        Finding(
+          .note, $0.layout.isInferred ? "vcpu.vmcs-inferred" : "vcpu.vmcs-layout",
+          "VMCSs were read by \($0.layout.origin); \($0.agreeing) of \($0.compared) values that are known of"
+            + " them agree")
+      }
   }
 
   /// A vCPU's structure with what is to be said of it; nil if it cannot be found.
@@ -176,7 +194,7 @@ struct ControlStructures: Sendable {
     of processor: KernelObject
   ) -> (processor: VMXProcessor, reading: VMCSReader.Reading, findings: [Finding])? {
     guard let entry = structures[processor.address] else { return nil }
-    var findings = [entry.reading.finding(of: entry.index)]
+    var findings = entry.reading.finding(of: entry.index).map { [$0] } ?? []
     if entry.wasSearched {
       findings.append(
         Finding(

@@ -196,6 +196,9 @@ extension VMXProcessor {
   /// With extended page tables: bit 1 of the secondary controls.
   var usesExtendedPageTables: Bool { uses(secondary: 1) }
 
+  /// With shadow paging: the structure's CR3 is then not the guest's.
+  var loadsOfCR3Exit: Bool { uses(primary: 15) }
+
   /// Areas that the processor finds through the structure.
   private func addLists(_ facts: inout FactCollector) {
     if uses(primary: 28) { add(.msrBitmap, pointer: try? loaded["msr_bitmap"], &facts) }
@@ -273,8 +276,7 @@ extension VMXProcessor {
       facts.add(.rflags, vmx.memberIfPresent("rflags"), ofLastExit: true)
     }
     facts.add(.dr7, arch.memberIfPresent("dr7"))
-    guard usesExtendedPageTables else { return }
-    if isCopied("VCPU_EXREG_CR3") {
+    if isCopied("VCPU_EXREG_CR3"), !loadsOfCR3Exit {
       facts.add(.cr3, arch.memberIfPresent("cr3"), ofLastExit: true)
     }
     addControlRegisters(arch, &facts)
@@ -291,14 +293,17 @@ extension VMXProcessor {
     }
     if let (value, shared) = copy("cr0") {
       facts.add(.cr0Shadow, value, mask: shared, "arch.cr0")
-      // NE is forced on, NW and CD off.
-      facts.add(.cr0, value | 1 << 5, mask: shared & ~(3 << 29), "arch.cr0 | NE")
+      // NE is forced on, NW and CD off; WP too with shadow paging, and without unrestricted guest PE
+      // and PG.
+      facts.add(
+        .cr0, value | 1 << 5, mask: shared & ~(3 << 29 | 1 << 16 | 1 << 31 | 1), "arch.cr0 | NE")
     }
     if let (value, shared) = copy("cr4") {
       facts.add(.cr4Shadow, value, mask: shared, "arch.cr4")
-      // VMXE and MCE are forced on; UMIP, SMEP, SMAP and PKE may be off though the guest set them.
+      // VMXE and MCE are forced on; UMIP, SMEP, SMAP and PKE may be off though the guest set them,
+      // and PAE or VME on though it did not.
       facts.add(
-        .cr4, value | 1 << 13 | 1 << 6, mask: shared & ~(0x70_0000 | 1 << 11),
+        .cr4, value | 1 << 13 | 1 << 6, mask: shared & ~(0x70_0000 | 1 << 11 | 1 << 5 | 1),
         "arch.cr4 | VMXE | MCE")
     }
   }

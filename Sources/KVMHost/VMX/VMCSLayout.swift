@@ -11,6 +11,8 @@ public struct VMCSLayout: Sendable {
   var accessRights: AccessRightsForm
   /// Why each field lies where it does, of a layout that was inferred.
   private(set) var evidence: [VMCSField: String] = [:]
+  /// True if it was inferred from VMCSs instead of measured or published.
+  var isInferred: Bool { !evidence.isEmpty }
 
   /// How a field is stored.
   enum Place: Hashable, Sendable {

@@ -6,6 +6,8 @@ struct VMCSGuest: Sendable {
   let memory: any PhysicalMemory
   /// 4, or 5 with CR4.LA57.
   let levels: Int
+  /// The guest's CR3, where its VMCS has another and KVM remembers it: with shadow paging.
+  let root: UInt64?
   /// Where SYSCALL leads, which KVM remembers.
   let lstar: UInt64?
 }
@@ -37,7 +39,8 @@ struct VMCSMeaning {
 
   /// CR3 leads to page tables by which other values of the structure are addresses.
   private func addPageTableRoot(to solver: inout VMCSSolver) {
-    let guests = samples.indices.filter { samples[$0].guest != nil }.prefix(Self.limit)
+    let guests = samples.indices.filter { samples[$0].guest.map { $0.root == nil } ?? false }
+      .prefix(Self.limit)
     let addresses = samples.map { sample in
       Set(
         stride(from: VMCSSolver.firstOffset, through: sample.region.count - 8, by: 2).lazy
@@ -71,9 +74,9 @@ struct VMCSMeaning {
   }
 
   private func space(of index: Int, _ solver: VMCSSolver) -> VirtualMemory? {
-    guard let guest = samples[index].guest, let root = solver.value(of: .cr3, in: index) else {
-      return nil
-    }
+    guard let guest = samples[index].guest,
+      let root = guest.root ?? solver.value(of: .cr3, in: index)
+    else { return nil }
     return VirtualMemory(
       physical: guest.memory,
       tables: PageTables(root: PhysicalAddress(root), levels: guest.levels))

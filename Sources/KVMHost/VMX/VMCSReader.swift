@@ -150,14 +150,10 @@ public struct VMCSLayoutSources: Sendable {
 }
 
 extension VMCSReader.Reading {
-  /// What the user must know of how a vCPU's structure was read.
-  func finding(of processor: Int) -> Finding {
+  /// What the user must know of a vCPU's structure that could not be read.
+  func finding(of processor: Int) -> Finding? {
     switch self {
-    case .current(let vmcs, let agreeing, let compared):
-      Finding(
-        .note, "vcpu.vmcs-layout",
-        "vCPU \(processor): VMCS read by \(vmcs.layout.origin); \(agreeing) of \(compared) values"
-          + " that are known of it agree")
+    case .current: nil
     case .stale(let reason):
       Finding(
         .warning, "vcpu.vmcs-stale",

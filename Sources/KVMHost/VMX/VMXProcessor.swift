@@ -82,14 +82,14 @@ struct VMXProcessor: Sendable {
   /// The guest as far as it can explain values of the structure: if it runs in 64-bit mode, by page
   /// tables of its own.
   private func side(of memory: any PhysicalMemory) -> VMCSGuest? {
-    guard (try? runsNestedGuest()) == false, usesExtendedPageTables,
-      let efer = try? vcpu["arch.efer"].unsigned(), let cr4 = try? vcpu["arch.cr4"].unsigned(),
-      efer & ControlBits.longModeActive != 0
+    guard (try? runsNestedGuest()) == false, let efer = try? vcpu["arch.efer"].unsigned(),
+      let cr4 = try? vcpu["arch.cr4"].unsigned(), efer & ControlBits.longModeActive != 0
     else { return nil }
+    let root = loadsOfCR3Exit ? try? vcpu["arch.cr3"].unsigned() : nil
     var file = RegisterFile()
     try? VMXRegisters(of: self).readSystemCallRegisters(into: &file)
     return VMCSGuest(
-      memory: memory, levels: cr4 & ControlBits.fiveLevelPaging != 0 ? 5 : 4,
+      memory: memory, levels: cr4 & ControlBits.fiveLevelPaging != 0 ? 5 : 4, root: root,
       lstar: file[.lstar].value)
   }
 }
