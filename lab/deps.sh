@@ -15,6 +15,9 @@ svm=(
 	flex bison bc libelf-dev libssl-dev xz-utils   # the sample's small guest kernel
 	libsnappy1v5                     # the snappy form of the dumps
 )
+qemu=(
+	qemu-system-x86 gdb xz-utils      # what is dumped, and by what
+)
 vmx=(
 	bochs bochs-term bochsbios vgabios             # the outer host: the emulator that knows VMX
 	isolinux syslinux-common xorriso # the CD it boots from

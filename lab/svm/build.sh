@@ -14,6 +14,8 @@
 #   kdump   as two, g1 stopped, g2 running; the host really panics and its crash kernel saves /proc/vmcore
 #   swap    as one with 2 vCPUs; the host has swapped out a part of the guest's RAM
 #   la57    as swap without the swapping; 5-level page tables in host and guest
+#   cores, cores13  three guests of which the VMMs' cores are taken (of this Debian's QEMU, of Debian 13's): g1 stopped
+#           and asked for its registers, g2 stopped, g3 running; for the lab of QEMU's cores only
 #   sample  a small host with one small guest, for the shipped sample
 # Other steps, which scenarios call as they need them: deps tools fetch images smallkernel
 set -euo pipefail
@@ -26,6 +28,7 @@ mkdir -p "$OUT/share/out"
 . "$here/../common/packages.sh"
 . "$here/../common/initramfs.sh"
 . "$here/../common/form.sh"
+. "$here/../common/qemu13.sh"
 . "$here/packages.sh"
 . "$here/images.sh"
 . "$here/smallkernel.sh"

@@ -35,6 +35,20 @@ kdump_image() { # kdump_image RELEASE
 	pack "$dir" "$OUT/share/kdump.cpio.gz"
 }
 
+# Debian 13's QEMU for the host, which runs it by its own dynamic linker.
+vmm_on_share() {
+	local r=$OUT/qemu13/root dir=$OUT/share/qemu13 libs lib
+	libs=$r/usr/lib/x86_64-linux-gnu
+	rm -rf "$dir"; mkdir -p "$dir"/{lib,firmware}
+	cp "$r/usr/bin/qemu-system-x86_64" "$dir/"
+	for lib in $("$libs/ld-linux-x86-64.so.2" --library-path "$libs" --list "$dir/qemu-system-x86_64" |
+		awk '$3 ~ /^\// { print $3 }'); do
+		cp -L "$lib" "$dir/lib/"
+	done
+	cp -L "$libs/ld-linux-x86-64.so.2" "$dir/lib/"
+	cp -L "$r/usr/share/seabios/bios-256k.bin" "$r"/usr/share/qemu/{kvmvapic,linuxboot_dma}.bin "$dir/firmware/"
+}
+
 step_images() {
 	need fetch
 	need tools

@@ -103,3 +103,18 @@ step_sample() {
 	need smallkernel
 	memory=320 stopped sample
 }
+
+# Cores of the guests' VMMs; what the host itself was does not matter.
+step_cores() {
+	need images
+	memory=768 boot cores HOST:TRUTH 1500
+	collect cores
+}
+
+step_cores13() {
+	need images
+	need qemu13
+	vmm_on_share
+	memory=1024 boot cores13 HOST:TRUTH 1500
+	collect cores13
+}

@@ -6,6 +6,7 @@ commands=0
 cores=
 g1smp=2
 guestcpu=host
+vmm="/tools/qemu-system-x86_64 -L /tools/firmware"
 for word in $(cat /proc/cmdline); do
 	case $word in scn=*|g1smp=*|cores=*|guestcpu=*) eval "$word";; esac
 done
@@ -34,7 +35,7 @@ guest() {
 	mkfifo /tmp/$name.mon.in /tmp/$name.mon.out
 	cat /tmp/$name.mon.out > /tmp/$name.mon.log &
 	: > $out/$name.console
-	set -- /tools/qemu-system-x86_64 -L /tools/firmware -name $name -accel kvm -m $mib -smp $vcpus \
+	set -- $vmm -name $name -accel kvm -m $mib -smp $vcpus \
 		-nodefaults -no-user-config -display none -vga none -no-reboot -cpu $guestcpu \
 		-chardev pipe,id=mon,path=/tmp/$name.mon -mon chardev=mon,mode=readline \
 		-serial file:$out/$name.console -device vmcoreinfo \
@@ -103,6 +104,9 @@ core() {
 	mv $out/core.$pid $out/$1.core
 	say "guest $1 core $(stat -c %s $out/$1.core)"
 }
+
+# state NAME : QEMU's migration stream, which has registers that neither its dump nor its monitor tells
+state() { monitor $1 migrate "exec:cat>$out/$1.state"; }
 
 # dumped_from_outside NAME... : the outer hypervisor dumps the stopped host; then the truth is written
 dumped_from_outside() {
@@ -174,6 +178,22 @@ run)
 	g1; g2; ready g1 g2; dumped_from_outside;;
 kdump)
 	g1; g2; ready g1 g2; freeze g1; truth g1; panic_with_kdump;;
+cores|cores13)
+	if [ $scn = cores13 ]; then
+		cp -r /share/qemu13 /tmp/
+		vmm="/tmp/qemu13/lib/ld-linux-x86-64.so.2 --library-path /tmp/qemu13/lib /tmp/qemu13/qemu-system-x86_64"
+		vmm="$vmm -L /tmp/qemu13/firmware"
+	fi
+	g1; g2; guest g3 96 1 cloud 77:0:1024 -M q35; ready g1 g2 g3
+	freeze g1; truth g1; state g1
+	monitor g2 stop
+	# leaves the VMM with a copy that looks right and grows old
+	monitor g3 info registers
+	cp /tmp/g3.mon.log $out/g3.monitor.log
+	sleep 3
+	core g1; core g2; core g3
+	sync
+	say "TRUTH $scn";;
 sample)
 	append="init_on_free=1 random=0"
 	guest sample 64 2 sample 77:0:64 -M q35; ready sample; freeze sample; dumped_from_outside sample;;
