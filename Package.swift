@@ -62,6 +62,7 @@ let package = Package(
       resources: vmcsLayouts.map { .embedInCode("VMX/Layouts/\($0).txt") } + [
         .embedInCode("VMX/VMCSFields.tsv")
       ], cSettings: cSettings, swiftSettings: swiftSettings),
+    library("QEMUProcess", uses: ["Memory", "X86", "LinuxKernel", "Guest", "DumpFiles"]),
     library(
       "GuestVmcore",
       uses: [
@@ -71,7 +72,8 @@ let package = Package(
     .executableTarget(
       name: "vmcore-split",
       dependencies: [
-        "Memory", "X86", "DumpFiles", "LinuxKernel", "KVMHost", "Guest", "GuestVmcore",
+        "Memory", "X86", "DumpFiles", "LinuxKernel", "KVMHost", "QEMUProcess", "Guest",
+        "GuestVmcore",
         .product(name: "ArgumentParser", package: "swift-argument-parser"),
         .product(name: "SystemPackage", package: "swift-system"),
       ],
@@ -103,6 +105,12 @@ let package = Package(
     tests(
       "KVMHostTests",
       uses: ["KVMHost", "Guest", "LinuxKernel", "Memory", "SyntheticDumps", "X86"]),
+    tests(
+      "QEMUProcessTests",
+      uses: [
+        "QEMUProcess", "DumpFiles", "Guest", "Memory", "SyntheticDumps",
+        .product(name: "SystemPackage", package: "swift-system"),
+      ]),
     .testTarget(
       name: "CommandTests",
       dependencies: ["vmcore-split", "Guest", "Memory", "SyntheticDumps", "X86"],

@@ -16,7 +16,8 @@ enum Container: Sendable {
   }
 }
 
-/// A dump of a machine's memory.
+/// A dump of a machine's memory, or the core of a process. In a core, a frame's number is that of a
+/// page of the process: its virtual address >> 12.
 ///
 /// Memory taken: for a kdump-compressed file two bits per page frame, for an ELF file some 100 bytes
 /// per program header, the notes, and up to about 8 MiB of pages read through ``page(_:)``.
@@ -26,6 +27,8 @@ public final class DumpFile: FrameSource, Sendable {
   /// The notes of the ELF file, or of the kdump sub-header's note area. Notes longer than 1 MiB
   /// (device dumps) are left out.
   public let notes: [Note]
+  /// What a process's core tells besides memory; nil in a dump of a machine.
+  public let process: ProcessCore?
   /// The text of the kernel's VMCOREINFO, if the dump carries it.
   public let vmcoreinfo: [UInt8]?
   /// What makedumpfile was told to leave out; nil where the format does not record it (ELF).
@@ -34,8 +37,8 @@ public final class DumpFile: FrameSource, Sendable {
   public let isIncomplete: Bool
   /// makedumpfile overwrote parts of the memory with its option --config or --eppic (erase).
   public let hasErasures: Bool
-  /// The frames that the dump speaks of, ascending, coalesced: an ELF file's loads by p_paddr, a
-  /// kdump file's bitmap of RAM. Beyond 65,536 ranges, the last takes in what follows.
+  /// The frames that the dump speaks of, ascending, coalesced: an ELF file's loads by p_paddr (in a
+  /// process's core by p_vaddr), a kdump file's bitmap of RAM. Beyond 65,536 ranges, the last takes in what follows.
   public let frameRanges: [Range<PageFrameNumber>]
 
   private let file: InputFile
@@ -53,7 +56,8 @@ public final class DumpFile: FrameSource, Sendable {
     case .elf:
       let dump = try ELFDump(file, start: start)
       container = .elf(dump)
-      format = .elf
+      format = dump.process == nil ? .elf : .processCore
+      process = dump.process
       notes = dump.notes
       vmcoreinfo = dump.notes.vmcoreinfo
       dumpLevel = nil
@@ -65,6 +69,7 @@ public final class DumpFile: FrameSource, Sendable {
         file, start: start, isDiskdump: !start.starts(with: KdumpLayout.signature))
       container = .kdump(dump)
       format = dump.format
+      process = nil
       notes = dump.notes
       vmcoreinfo = dump.vmcoreinfo
       dumpLevel = dump.dumpLevel

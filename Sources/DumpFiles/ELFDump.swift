@@ -25,6 +25,7 @@ enum ELFLayout {
   /// Members of Elf64_Phdr.
   enum ProgramHeader {
     static let type = 0
+    static let flags = 4
     static let offset = 8
     static let virtualAddress = 16
     static let physicalAddress = 24
@@ -43,16 +44,15 @@ enum ELFLayout {
   /// NT_PRSTATUS of `CORE` notes: the registers of a CPU.
   static let processStatus: UInt32 = 1
 
-  /// NT_AUXV and NT_FILE of `CORE` notes: what the kernel writes of a process, and only of one.
-  static let auxiliaryVector: UInt32 = 6
-  static let mappedFiles: UInt32 = 0x4649_4c45
+  /// PF_W of p_flags.
+  static let writable: UInt32 = 2
 
   /// makedumpfile sets this bit of e_flags when it ran out of space (elf_info.h,
   /// DUMP_ELF_INCOMPLETE).
   static let incomplete: UInt32 = 1
 }
 
-/// An ELF core file of a machine.
+/// An ELF core file of a machine or of a process.
 struct ELFDump: Sendable {
   /// No dump has as many: a bound for what a damaged header can cost.
   static let programHeaderLimit: UInt64 = 1 << 20
@@ -60,8 +60,14 @@ struct ELFDump: Sendable {
   /// 2^52, where physical addresses of x86-64 end.
   static let physicalAddressLimit: UInt64 = 1 << 52
 
+  /// 2^56, where a process's addresses end with five levels of page tables.
+  static let userAddressLimit: UInt64 = 1 << 56
+
   let notes: [Note]
+  /// By p_paddr, or by p_vaddr in the core of a process.
   let map: LoadMap
+  /// What the core of a process tells besides its memory; nil in a dump of a machine.
+  let process: ProcessCore?
   let isIncomplete: Bool
 
   /// `start` is the first block of the file.
@@ -119,7 +125,7 @@ struct ELFDump: Sendable {
     }
 
     var loads: [Load] = []
-    var namesVirtualMemoryOnly = true
+    var segments: [ProcessCore.Segment] = []
     var noteReader = NoteReader(file)
     // In pieces: a table of some 100,000 entries is never whole in memory.
     let pieceLength = 1024 * ELFLayout.programHeaderSize
@@ -130,6 +136,7 @@ struct ELFDump: Sendable {
       for entry in stride(from: 0, to: length, by: ELFLayout.programHeaderSize) {
         typealias Member = ELFLayout.ProgramHeader
         guard let type: UInt32 = piece.load(at: entry + Member.type),
+          let access: UInt32 = piece.load(at: entry + Member.flags),
           let offset: UInt64 = piece.load(at: entry + Member.offset),
           let virtual: UInt64 = piece.load(at: entry + Member.virtualAddress),
           let physical: UInt64 = piece.load(at: entry + Member.physicalAddress),
@@ -140,7 +147,10 @@ struct ELFDump: Sendable {
           loads.append(
             Load(
               address: physical, fileOffset: offset, fileSize: fileSize, memorySize: memorySize))
-          if physical != 0 || virtual == 0 { namesVirtualMemoryOnly = false }
+          segments.append(
+            ProcessCore.Segment(
+              start: VirtualAddress(virtual), size: memorySize,
+              isWritable: access & ELFLayout.writable != 0))
         } else if type == ELFLayout.note {
           try noteReader.read(at: offset, size: fileSize)
         }
@@ -149,12 +159,13 @@ struct ELFDump: Sendable {
     }
     notes = noteReader.notes
     guard !loads.isEmpty else { throw .noMemory(file.path) }
-    let isOfProcess = notes.contains {
-      $0.name == "CORE"
-        && ($0.type == ELFLayout.auxiliaryVector || $0.type == ELFLayout.mappedFiles)
+    process = ProcessCore(notes: notes, segments: segments)
+    if process != nil {
+      for index in loads.indices { loads[index].address = segments[index].start.rawValue }
     }
-    guard !(namesVirtualMemoryOnly && isOfProcess) else { throw .processCore(file.path) }
-    map = LoadMap(loads, fileSize: file.size, addressLimit: Self.physicalAddressLimit)
+    map = LoadMap(
+      loads, fileSize: file.size,
+      addressLimit: process == nil ? Self.physicalAddressLimit : Self.userAddressLimit)
     isIncomplete =
       flags & ELFLayout.incomplete != 0
       || loads.contains { load in

@@ -141,6 +141,8 @@ public enum MissingReason: String, Hashable, Sendable, CaseIterable {
   /// Left out by the dump's filter.
   case filtered
   case notInDump = "not-in-dump"
+  /// In memory of the VMM that was not put into its core.
+  case notDumped = "not-dumped"
   case truncated
   case corrupt
   /// A host page table that would tell is not in the dump.
@@ -166,6 +168,7 @@ public enum MissingReason: String, Hashable, Sendable, CaseIterable {
     case .specialEntry: "being migrated, poisoned or otherwise taken by the host"
     case .filtered: "left out by the dump's filter"
     case .notInDump: "not in the dump, though the host has them"
+    case .notDumped: "in memory of the VMM that was not put into its core"
     case .truncated: "beyond the end of the truncated dump"
     case .corrupt: "damaged in the dump"
     case .pageTableMissing: "unknown, as the host's page table for them is not in the dump"

@@ -26,6 +26,7 @@ struct HostAnalysis {
     } catch {
       throw Failure(error)
     }
+    guard dump.process == nil else { throw Failure(DumpFileError.processCore(dump.path)) }
     if dump.isIncomplete {
       Console.warning(
         "\(dump.path) is incomplete: it ends before all the pages that its headers name, and what"

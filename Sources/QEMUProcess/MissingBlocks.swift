@@ -1,0 +1,30 @@
+import DumpFiles
+import Memory
+
+extension QEMUProcess {
+  /// Why the memory of a block is not in the core, and what would have kept it; nil if any of it is
+  /// there.
+  func whyNotDumped(_ block: RAMBlock) -> String? {
+    let frames = block.usedLength >> pageShift
+    let (absence, count) = image.source.presence(
+      from: PageFrameNumber(block.host.rawValue >> pageShift), limit: frames)
+    guard count >= frames, absence == .excluded || absence == .notInDump else { return nil }
+    let start =
+      "RAM block \(block.displayName) (\(block.usedLength >> 20) MiB at \(block.host)) is not in"
+      + " the core: "
+    guard let file = image.core.file(at: block.host) else {
+      return start
+        + "it is memory without a file that was marked not to be dumped (dump-guest-core=off, or"
+        + " dump=off of its memory backend), or is shared or of huge pages and the process's"
+        + " coredump_filter leaves such out; set dump-guest-core=on, and bits 1, 5 and 6 of"
+        + " /proc/PID/coredump_filter"
+    }
+    return start
+      + "it is mapped from \(file.path), and "
+      + (file.path.hasPrefix("/memfd:")
+        ? "memory of a memfd is dumped if bit 1 of /proc/PID/coredump_filter is set, bit 6 for huge"
+          + " pages"
+        : "files are dumped if bit 3 of /proc/PID/coredump_filter is set, bit 6 for hugetlbfs")
+      + ", and dump-guest-core is not off; the file itself may still have the memory"
+  }
+}
