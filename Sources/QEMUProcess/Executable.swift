@@ -12,26 +12,32 @@ public struct Executable: Sendable {
   /// The build ID of the linker's note, if the core has the page that holds it.
   public let buildID: [UInt8]?
 
-  /// The program of a process, told by its entry point.
-  init?(of image: ProcessImage) {
+  /// The program that the process was started as.
+  init?(startedIn image: ProcessImage) {
+    guard let entry = image.core.auxiliary(ProcessCore.Auxiliary.entry) else { return nil }
+    self.init(holding: VirtualAddress(entry), in: image)
+  }
+
+  /// The program or library in whose code or data an address lies.
+  init?(holding address: VirtualAddress, in image: ProcessImage) {
     let core = image.core
-    guard let entry = core.auxiliary(ProcessCore.Auxiliary.entry).map(VirtualAddress.init),
-      let file = core.file(at: entry)
+    guard let file = core.files.filter({ $0.start <= address }).max(by: { $0.start < $1.start })
     else { return nil }
     path = file.path
     let mappings = core.files.filter { $0.path == file.path }
-    guard let start = mappings.map(\.start).min(), var end = mappings.map(\.end).max(),
-      start < end
+    guard let first = mappings.min(by: { $0.start < $1.start }), first.fileOffset == 0,
+      var end = mappings.map(\.end).max(), first.start < end
     else { return nil }
     let ends = Dictionary(
       core.segments.map { ($0.start, $0.end) }, uniquingKeysWith: { first, _ in first })
     // .bss goes on where the file ends; so may the heap.
-    while let next = ends[end], next > end, next.distance(from: start) <= Self.sizeLimit {
+    while let next = ends[end], next > end, next.distance(from: first.start) <= Self.sizeLimit {
       end = next
     }
-    self.image = start..<end
-    let headers = ProgramHeaders(of: image)
-    base = headers.map { $0.base } ?? start
+    self.image = first.start..<end
+    guard self.image.contains(address) else { return nil }
+    let headers = ProgramHeaders(at: first.start, in: image)
+    base = headers?.base ?? first.start
     buildID = headers?.buildID(in: image)
   }
 
@@ -50,7 +56,7 @@ public struct Executable: Sendable {
   }
 }
 
-/// A program's headers, where AT_PHDR says.
+/// The headers of a program or library, in its first page.
 private struct ProgramHeaders {
   private struct Header {
     let type: UInt32
@@ -59,17 +65,19 @@ private struct ProgramHeaders {
   }
 
   private let headers: [Header]
+  /// What is to be added to the addresses in the headers.
   let base: VirtualAddress
 
+  private static let load: UInt32 = 1
   private static let dynamic: UInt32 = 2
   private static let note: UInt32 = 4
-  private static let ownHeaders: UInt32 = 6
   private static let size = 56
 
-  init?(of image: ProcessImage) {
-    guard let address = image.core.auxiliary(ProcessCore.Auxiliary.programHeaders),
-      let count = image.core.auxiliary(ProcessCore.Auxiliary.programHeaderCount), count <= 256,
-      let bytes = try? image.read(VirtualAddress(address), count: Int(count) * Self.size)
+  init?(at start: VirtualAddress, in image: ProcessImage) {
+    guard let header = try? image.read(start, count: 64),
+      header.starts(with: [0x7f, 0x45, 0x4c, 0x46]), let offset: UInt64 = header.load(at: 32),
+      let count: UInt16 = header.load(at: 56), count <= 256,
+      let bytes = try? image.read(start + offset, count: Int(count) * Self.size)
     else { return nil }
     headers = (0..<Int(count)).compactMap { index in
       guard let type: UInt32 = bytes.load(at: index * Self.size),
@@ -78,8 +86,8 @@ private struct ProgramHeaders {
       else { return nil }
       return Header(type: type, address: address, size: size)
     }
-    guard let own = headers.first(where: { $0.type == Self.ownHeaders }) else { return nil }
-    base = VirtualAddress(address) - own.address
+    guard let first = headers.first(where: { $0.type == Self.load }) else { return nil }
+    base = start - (first.address & ~(pageSize - 1))
   }
 
   /// The description of the note `GNU` of type NT_GNU_BUILD_ID (3).
@@ -159,9 +167,10 @@ public struct ExportedSymbols: Sendable {
   /// A chain of more symbols is damage.
   private static let chainLimit: UInt32 = 1 << 12
 
-  /// Nil if the core has no dynamic section, or none with such symbols.
-  init?(of image: ProcessImage) {
-    guard let headers = ProgramHeaders(of: image), let dynamic = headers.dynamicSection,
+  /// Nil if there is no dynamic section with such symbols.
+  init?(of executable: Executable, in image: ProcessImage) {
+    guard let headers = ProgramHeaders(at: executable.image.lowerBound, in: image),
+      let dynamic = headers.dynamicSection,
       let entries = try? image.read(dynamic, count: 64 * 16)
     else { return nil }
     base = headers.base

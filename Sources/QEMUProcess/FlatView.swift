@@ -53,25 +53,25 @@ struct FlatView: Sendable {
   /// No machine has as many ranges.
   private static let limit: UInt32 = 1 << 16
 
-  /// The view of the address space at the symbol `address_space_memory`, else of one in the program's
-  /// data (where that object is, as nothing else of its kind but I/O's) that has its name.
+  /// The view of the address space at the symbol `address_space_memory`; without the symbol, of the
+  /// one in the program's data that has its name. Others of that name are in allocated memory.
   init?(
     of blocks: [RAMBlock], _ layout: MemoryRegionLayout, in image: ProcessImage,
     _ executable: Executable?, _ symbols: ExportedSymbols?
   ) {
     let known = Dictionary(
       blocks.map { ($0.address, $0) }, uniquingKeysWith: { first, _ in first })
-    let view: ([GuestRange]?) = symbols?.address(of: "address_space_memory")
+    let view = symbols?.address(of: "address_space_memory")
       .flatMap { Self.ranges(ofAddressSpace: $0, known, layout, in: image) }
     if let view {
       ranges = view
       return
     }
-    let data = executable.map { [$0.image] } ?? image.core.smallWritableMemory
+    guard let executable else { return nil }
     var found: [GuestRange]?
-    image.forEachWord(in: data) { place, word in
+    image.forEachWord(in: [executable.image]) { place, word in
       let text = VirtualAddress(word)
-      guard text < UserSpace.end, executable?.image.contains(text) != true, image.has(text),
+      guard text < UserSpace.end, !executable.image.contains(text), image.has(text),
         image.string(text, limit: Self.name.utf8.count + 1) == Self.name
       else { return true }
       found = Self.ranges(

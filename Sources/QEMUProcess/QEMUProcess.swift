@@ -23,21 +23,27 @@ public struct QEMUProcess: Sendable {
     isTruncated: Bool = false
   ) throws(QEMUError) {
     var image = ProcessImage(core, in: source)
-    executable = Executable(of: image)
+    let started = Executable(startedIn: image)
+    let name = started?.name ?? core.command
+    if let name, Self.isOfOtherTarget(name) { throw .otherTarget(program: name) }
+    guard let found = RAMBlockList(in: image, dataOf: started) else {
+      throw Self.isNameOfQEMU(name)
+        ? .noRAMBlocks(program: name, isTruncated: isTruncated) : .notQEMU(program: name)
+    }
+    // A program can be started by the loader's name; what holds QEMU's data is QEMU.
+    let executable = Executable(holding: found.head, in: image) ?? started
     if let executable {
+      if Self.isOfOtherTarget(executable.name) { throw .otherTarget(program: executable.name) }
       image.program = try Self.program(of: executable, given: program).map {
         ($0, executable.path)
       }
     }
     self.image = image
-    symbols = ExportedSymbols(of: image)
+    self.executable = executable
+    let symbols = executable.flatMap { [image] in ExportedSymbols(of: $0, in: image) }
+    self.symbols = symbols
     commandLine = CommandLine(of: image)
-    let name = executable?.name ?? core.command
-    if let name, Self.isOfOtherTarget(name) { throw .otherTarget(program: name) }
-    guard let blocks = RAMBlockList(in: image, executable, symbols) else {
-      throw Self.isNameOfQEMU(name)
-        ? .noRAMBlocks(program: name, isTruncated: isTruncated) : .notQEMU(program: name)
-    }
+    let blocks = symbols.flatMap { [image] in RAMBlockList(in: image, $0) } ?? found
     self.blocks = blocks
     layout = try GuestLayout(
       of: blocks.blocks, in: image, executable, symbols, arguments: commandLine.arguments)

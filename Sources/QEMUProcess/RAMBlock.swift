@@ -101,6 +101,8 @@ enum UserSpace {
 
 /// QEMU's list of RAM blocks, `ram_list.blocks`.
 struct RAMBlockList: Sendable {
+  /// Where the pointer to the first block is.
+  let head: VirtualAddress
   /// In the order of the list: the largest first.
   let blocks: [RAMBlock]
   /// The list's end was not reached: the rest is not known.
@@ -126,25 +128,26 @@ struct RAMBlockList: Sendable {
       address = block.next
     }
     guard !blocks.isEmpty else { return nil }
+    self.head = head
     self.blocks = blocks
     isCutOff = address.rawValue != 0
   }
 
-  /// The list named by the symbol `ram_list`; without it, the one whose head is in the program's
-  /// data; without that, one whose head is in any memory that the process could write to.
-  init?(in image: ProcessImage, _ executable: Executable?, _ symbols: ExportedSymbols?) {
-    if let list = symbols?.address(of: "ram_list"),
-      let found = RAMBlockList(head: list + Self.headOffset, in: image)
-    {
-      self = found
-      return
-    }
+  /// The list whose head is in a program's data; else one whose head is in any memory that the
+  /// process could write to.
+  init?(in image: ProcessImage, dataOf executable: Executable?) {
     let data = executable.map { [$0.image] } ?? []
     guard
       let found = Self.search(data, executable, in: image)
         ?? Self.search(image.core.smallWritableMemory, executable, in: image)
     else { return nil }
     self = found
+  }
+
+  /// The list that the symbol `ram_list` names.
+  init?(in image: ProcessImage, _ symbols: ExportedSymbols) {
+    guard let list = symbols.address(of: "ram_list") else { return nil }
+    self.init(head: list + Self.headOffset, in: image)
   }
 
   /// The list's head is a word that points to a block that points back to the word.

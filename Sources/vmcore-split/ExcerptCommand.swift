@@ -33,16 +33,17 @@ struct Excerpt: ParsableCommand {
 
   func run() throws {
     let recorder = FrameRecorder()
-    let host = try HostAnalysis(common, recorder: recorder)
+    let dump = try DumpFile.opened(by: common)
+    let host = try HostAnalysis(of: dump, common, recorder: recorder)
     if common.solve {
       // The copy answers those too who do not solve.
       var plain = common
       plain.solve = false
-      _ = try HostAnalysis(plain, recorder: recorder)
+      _ = try HostAnalysis(of: dump, plain, recorder: recorder)
     }
     // What the other commands ask for is asked for here, so that the copy answers them all.
     for guest in host.guests { _ = MemorySurvey(of: guest.memory) }
-    let wanted = try HostAnalysis.select(withGuest, from: withGuest.isEmpty ? [] : host.guests)
+    let wanted = try selectGuests(withGuest, from: withGuest.isEmpty ? [] : host.guests)
     for guest in wanted {
       guest.memory.forEachWindow { _, runs in
         for piece in runs.flatMap(\.pieces) {

@@ -13,6 +13,7 @@ struct Extract: ParsableCommand {
     abstract: "Write one vmcore per guest (the default command).")
 
   @OptionGroup var common: CommonOptions
+  @OptionGroup var core: CoreOptions
 
   @Option(
     name: .shortAndLong,
@@ -32,14 +33,14 @@ struct Extract: ParsableCommand {
   }
 
   func run() throws {
-    let host = try HostAnalysis(common)
-    for failure in host.failures { Console.error(failure) }
-    let targets = try OutputNames(for: host.guests, output: output)
-    var isComplete = host.failures.isEmpty
+    let source = try SourceAnalysis(common, core)
+    for failure in source.failures { Console.error(failure) }
+    let targets = try OutputNames(for: source.guests, output: output)
+    var isComplete = source.failures.isEmpty
     var written = 0
-    for (guest, target) in zip(host.guests, targets.paths) {
+    for (guest, target) in zip(source.guests, targets.paths) {
       do {
-        let isWhole = try extract(guest, to: target, in: targets, from: host)
+        let isWhole = try extract(guest, to: target, in: targets, from: source)
         isComplete = isComplete && isWhole
         written += 1
       } catch let error as Failure {
@@ -54,9 +55,9 @@ struct Extract: ParsableCommand {
 
   /// Returns true if everything was there.
   private func extract(
-    _ found: Guest, to path: FilePath, in targets: OutputNames, from host: HostAnalysis
+    _ found: Guest, to path: FilePath, in targets: OutputNames, from source: SourceAnalysis
   ) throws -> Bool {
-    let guest = GuestAnalysis(found, in: host.dump, threads: common.threadCount)
+    let guest = GuestAnalysis(found, in: source.dump, threads: common.threadCount)
     let name = guest.guest.identity.displayName
     guard guest.survey.present > 0 else { throw Failure(guest.nothingToExtract) }
     try targets.makeDirectory()
@@ -69,10 +70,10 @@ struct Extract: ParsableCommand {
     do throws(OutputError) {
       let file = try OutputFile(path, force: force)
       summary = try Extraction(
-        guest.guest, kernels: guest.kernels, survey: guest.survey, source: host.dump,
+        guest.guest, kernels: guest.kernels, survey: guest.survey, source: source.dump,
         provenance: Provenance(
           tool: "vmcore-split", version: toolVersion,
-          source: .init(path: host.dump.path.string, format: "\(host.dump.format)"),
+          source: .init(path: source.dump.path.string, format: "\(source.dump.format)"),
           guest: guest.report)
       ).write(to: file, threads: common.threadCount, progress: progress)
     } catch {

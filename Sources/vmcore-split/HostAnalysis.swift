@@ -18,20 +18,10 @@ struct HostAnalysis {
   ///   - recorder: told of every page that finding the guests needed.
   ///   - searchesForVMCSs: search the host's memory for VMCSs that no vCPU leads to.
   init(
-    _ options: CommonOptions, recorder: FrameRecorder? = nil, searchesForVMCSs: Bool = false
+    of dump: DumpFile, _ options: CommonOptions, recorder: FrameRecorder? = nil,
+    searchesForVMCSs: Bool = false
   ) throws {
-    let dump: DumpFile
-    do throws(DumpFileError) {
-      dump = try DumpFile.open(FilePath(options.dump))
-    } catch {
-      throw Failure(error)
-    }
     guard dump.process == nil else { throw Failure(DumpFileError.processCore(dump.path)) }
-    if dump.isIncomplete {
-      Console.warning(
-        "\(dump.path) is incomplete: it ends before all the pages that its headers name, and what"
-          + " lies behind is missing [dump.incomplete]")
-    }
     let source: any FrameSource = recorder.map { RecordingSource(dump, $0) } ?? dump
     let kernel = try Self.kernel(of: dump, source, threads: options.threadCount)
     let processors = HostProcessors(
@@ -45,7 +35,7 @@ struct HostAnalysis {
     } catch {
       throw Failure(error, status: error.meansNoGuest ? .noGuest : .failure)
     }
-    let guests = try Self.select(options.guest, from: found.guests)
+    let guests = try selectGuests(options.guest, from: found.guests)
     if guests.isEmpty, found.controlStructures.isEmpty, let failure = found.failures.first {
       throw Failure(failure, status: failure.meansNoGuest ? .noGuest : .failure)
     }
@@ -84,26 +74,6 @@ struct HostAnalysis {
     }
     throw Failure(failure)
   }
-
-  static func select(_ selection: [String], from guests: [Guest]) throws -> [Guest] {
-    guard !selection.isEmpty else { return guests }
-    var selected: [Guest] = []
-    for wanted in selection {
-      let matches = guests.filter {
-        $0.identity.displayName == wanted || $0.identity.uuid == wanted
-          || String($0.identity.pid) == wanted
-      }
-      guard !matches.isEmpty else {
-        throw Failure(
-          SelectionError(wanted: wanted, known: guests.map(\.identity.displayName)))
-      }
-      for guest in matches
-      where !selected.contains(where: { $0.identity == guest.identity }) {
-        selected.append(guest)
-      }
-    }
-    return selected
-  }
 }
 
 extension KVMError {
@@ -114,16 +84,6 @@ extension KVMError {
     case .machine, .kernel: false
     }
   }
-}
-
-/// No guest is called that.
-struct SelectionError: Diagnosis {
-  let wanted: String
-  let known: [String]
-
-  var name: String { "guest.unknown" }
-  var problem: String { "no guest is called \(wanted)" }
-  var advice: String? { "guests in this dump: \(known.joined(separator: ", "))" }
 }
 
 /// A guest with what was found out of its memory.

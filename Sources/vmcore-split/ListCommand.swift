@@ -5,6 +5,7 @@ import Guest
 import KVMHost
 import LinuxKernel
 import Memory
+import QEMUProcess
 import SystemPackage
 
 struct List: ParsableCommand {
@@ -12,23 +13,24 @@ struct List: ParsableCommand {
     abstract: "Show the guests in a dump, and what can be recovered of them.")
 
   @OptionGroup var common: CommonOptions
+  @OptionGroup var core: CoreOptions
   @OptionGroup var report: ReportOptions
 
   func run() throws {
-    let host = try HostAnalysis(common)
+    let source = try SourceAnalysis(common, core)
     // A guest's symbols take megabytes: of each guest, only what is shown is kept.
     var table = TextTable(
       ["GUEST", "PID", "VCPUS", "RAM", "RECOVERABLE", "BACKEND", "GUEST KERNEL"])
     var reports: [GuestReport] = []
-    for guest in host.guests {
-      let analysis = GuestAnalysis(guest, in: host.dump, threads: common.threadCount)
+    for guest in source.guests {
+      let analysis = GuestAnalysis(guest, in: source.dump, threads: common.threadCount)
       table.add(Self.row(analysis))
       reports.append(analysis.report)
     }
     if report.json {
-      try printJSON(HostReport(host, reports))
+      try printJSON(SourceReport(source, reports))
     } else {
-      print("\(host.dump.path): \(host.dump.format), host Linux \(host.kernel.vmcoreinfo.release)")
+      print(printable(source.summary))
       print(table.text, terminator: "")
       for guest in reports {
         for finding in guest.findings where !isRoutine(finding.name) {
@@ -36,8 +38,8 @@ struct List: ParsableCommand {
         }
       }
     }
-    for failure in host.failures { Console.error(failure) }
-    if !host.failures.isEmpty || reports.contains(where: \.hasWarnings) {
+    for failure in source.failures { Console.error(failure) }
+    if !source.failures.isEmpty || reports.contains(where: \.hasWarnings) {
       throw ExitStatus.findings
     }
   }
@@ -68,9 +70,9 @@ extension MemorySurvey {
   }
 }
 
-/// What `--json` prints: the host, and its guests.
-struct HostReport: Codable {
-  struct Host: Codable {
+/// What `--json` prints: the host or the process, and its guests.
+struct SourceReport: Encodable {
+  struct Host: Encodable {
     var path: String
     var format: String
     var release: String
@@ -78,24 +80,42 @@ struct HostReport: Codable {
     var isIncomplete: Bool
   }
 
-  struct Failure: Codable {
+  /// A QEMU's core.
+  struct Process: Encodable {
+    var path: String
+    var format: String
+    var program: String?
+    var isIncomplete: Bool
+  }
+
+  struct Failure: Encodable {
     var name: String
     var problem: String
   }
 
   var schema = 1
-  var host: Host
+  /// Of a host's dump.
+  var host: Host?
+  /// Of a core.
+  var process: Process?
   var guests: [GuestReport]
   /// Guests that could not be read.
   var failures: [Failure]
 
-  init(_ analysis: HostAnalysis, _ guests: [GuestReport]) {
-    host = Host(
-      path: analysis.dump.path.string, format: "\(analysis.dump.format)",
-      release: analysis.kernel.vmcoreinfo.release,
-      dumpLevel: analysis.dump.dumpLevel?.rawValue, isIncomplete: analysis.dump.isIncomplete)
+  init(_ source: SourceAnalysis, _ guests: [GuestReport]) {
+    let dump = source.dump
+    switch source.origin {
+    case .host(let kernel):
+      host = Host(
+        path: dump.path.string, format: "\(dump.format)", release: kernel.vmcoreinfo.release,
+        dumpLevel: dump.dumpLevel?.rawValue, isIncomplete: dump.isIncomplete)
+    case .process(let qemu):
+      process = Process(
+        path: dump.path.string, format: "\(dump.format)", program: qemu.executable?.path,
+        isIncomplete: dump.isIncomplete)
+    }
     self.guests = guests
-    failures = analysis.failures.map { Failure(name: $0.name, problem: $0.problem) }
+    failures = source.failures.map { Failure(name: $0.name, problem: $0.problem) }
   }
 }
 

@@ -49,6 +49,17 @@ struct CommonOptions: ParsableArguments {
   }
 }
 
+/// What the commands take that read the core of a QEMU as well as a dump.
+struct CoreOptions: ParsableArguments {
+  @Option(
+    name: .long,
+    help: ArgumentHelp(
+      "If the dump is the core of a QEMU: its program, where it is not at its place.",
+      valueName: "file"),
+    completion: .file())
+  var qemuBinary: String?
+}
+
 /// `--json`, for the commands that report.
 struct ReportOptions: ParsableArguments {
   @Flag(name: .long, help: "Report in JSON (schema: vmcore-split(1)).")

@@ -8,19 +8,20 @@ struct Registers: ParsableCommand {
     abstract: "Show the registers of the guests' vCPUs, each with its source.")
 
   @OptionGroup var common: CommonOptions
+  @OptionGroup var core: CoreOptions
   @OptionGroup var report: ReportOptions
 
   func run() throws {
-    let host = try HostAnalysis(common)
+    let source = try SourceAnalysis(common, core)
     var reports: [GuestReport] = []
-    for guest in host.guests {
-      let analysis = GuestAnalysis(guest, in: host.dump, threads: common.threadCount)
+    for guest in source.guests {
+      let analysis = GuestAnalysis(guest, in: source.dump, threads: common.threadCount)
       if report.json { reports.append(analysis.report) } else { show(analysis.report) }
     }
-    if report.json { try printJSON(HostReport(host, reports)) }
-    for failure in host.failures { Console.error(failure) }
-    let processors = host.guests.flatMap(\.processors)
-    if !host.failures.isEmpty || !processors.allSatisfy(\.registers.isComplete) {
+    if report.json { try printJSON(SourceReport(source, reports)) }
+    for failure in source.failures { Console.error(failure) }
+    let processors = source.guests.flatMap(\.processors)
+    if !source.failures.isEmpty || !processors.allSatisfy(\.registers.isComplete) {
       throw ExitStatus.findings
     }
   }

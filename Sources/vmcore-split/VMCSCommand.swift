@@ -41,7 +41,7 @@ struct VMCS: ParsableCommand {
   var force = false
 
   func run() throws {
-    let host = try HostAnalysis(common, searchesForVMCSs: scan)
+    let host = try HostAnalysis(of: .opened(by: common), common, searchesForVMCSs: scan)
     let structures = host.controlStructures.filter {
       processors.isEmpty || $0.owner.map { processors.contains($0.processor) } ?? false
     }

@@ -1,0 +1,114 @@
+import DumpFiles
+import Guest
+import LinuxKernel
+import Memory
+import QEMUProcess
+import SystemPackage
+
+/// What was given, a host's dump or a QEMU's core, opened as far as its guests.
+struct SourceAnalysis {
+  let dump: DumpFile
+  let origin: Origin
+  let guests: [Guest]
+  /// Why some guests could not be read.
+  let failures: [any Diagnosis]
+
+  /// Whose memory it is.
+  enum Origin {
+    case host(LinuxKernel)
+    case process(QEMUProcess)
+  }
+
+  init(_ options: CommonOptions, _ core: CoreOptions) throws {
+    dump = try DumpFile.opened(by: options)
+    if let process = dump.process {
+      let qemu = try Self.qemu(process, in: dump, core)
+      origin = .process(qemu)
+      guests = try selectGuests(options.guest, from: [qemu.guest()])
+      failures = []
+    } else {
+      let host = try HostAnalysis(of: dump, options)
+      origin = .host(host.kernel)
+      guests = host.guests
+      failures = host.failures
+    }
+  }
+
+  private static func qemu(
+    _ process: ProcessCore, in dump: DumpFile, _ options: CoreOptions
+  ) throws -> QEMUProcess {
+    let program: ProgramFile?
+    do throws(DumpFileError) {
+      program = try options.qemuBinary.map { path throws(DumpFileError) in
+        try ProgramFile(FilePath(path))
+      }
+    } catch {
+      throw Failure(error)
+    }
+    do throws(QEMUError) {
+      return try QEMUProcess(
+        process, in: dump, program: program, isTruncated: dump.isIncomplete)
+    } catch {
+      throw Failure(error)
+    }
+  }
+
+  /// One line on what was given.
+  var summary: String {
+    switch origin {
+    case .host(let kernel):
+      "\(dump.path): \(dump.format), host Linux \(kernel.vmcoreinfo.release)"
+    case .process(let qemu):
+      "\(dump.path): \(dump.format)" + (qemu.executable.map { ", \($0.path)" } ?? "")
+    }
+  }
+}
+
+extension DumpFile {
+  /// The file named on the command line.
+  static func opened(by options: CommonOptions) throws -> DumpFile {
+    let dump: DumpFile
+    do throws(DumpFileError) {
+      dump = try DumpFile.open(FilePath(options.dump))
+    } catch {
+      throw Failure(error)
+    }
+    if dump.isIncomplete {
+      Console.warning(
+        "\(dump.path) is incomplete: it ends before all the pages that its headers name, and what"
+          + " lies behind is missing [dump.incomplete]")
+    }
+    return dump
+  }
+}
+
+/// The guests that were asked for, or all.
+func selectGuests(_ selection: [String], from guests: [Guest]) throws -> [Guest] {
+  guard !selection.isEmpty else { return guests }
+  var selected: [Guest] = []
+  for wanted in selection {
+    let matches = guests.filter {
+      $0.identity.displayName == wanted || $0.identity.uuid == wanted
+        || String($0.identity.pid) == wanted
+    }
+    guard !matches.isEmpty else {
+      throw Failure(
+        SelectionError(wanted: wanted, known: guests.map(\.identity.displayName)))
+    }
+    for guest in matches
+    where !selected.contains(where: { $0.identity == guest.identity }) {
+      selected.append(guest)
+    }
+  }
+  return selected
+}
+
+/// No guest is called that.
+struct SelectionError: Diagnosis {
+  let wanted: String
+  let known: [String]
+
+  var name: String { "guest.unknown" }
+  var problem: String { "no guest is called \(wanted)" }
+  var advice: String? { "guests in this dump: \(known.joined(separator: ", "))" }
+}
