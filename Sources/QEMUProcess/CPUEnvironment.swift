@@ -7,7 +7,7 @@ struct EnvironmentHead: Hashable, Sendable {
   enum Offset {
     static let instructionPointer = 128
     static let flags = 136
-    /// 1 or -1, in place of RFLAGS.DF while the vCPU runs.
+    /// 1 or -1, in place of RFLAGS.DF while an emulated vCPU runs; 0 if it was never emulated.
     static let direction = 172
     static let hiddenFlags = 176
     static let segments = 184
@@ -23,6 +23,7 @@ struct EnvironmentHead: Hashable, Sendable {
   private enum Hidden {
     static let protection: UInt32 = 1 << 7
     static let longMode: UInt32 = 1 << 14
+    static let longCode: UInt32 = 1 << 15
   }
 
   /// The order of `regs`, that of the encoding of instructions.
@@ -44,13 +45,15 @@ struct EnvironmentHead: Hashable, Sendable {
   /// CR0 to CR4; there is no CR1.
   let control: [UInt64]
   let isInLongMode: Bool
+  /// Whether hflags says what the code segment says: 64-bit code or not.
+  let isCoherent: Bool
 
   /// What lies at `offset`, if it can be the state of a processor: nil if it is none.
   init?(_ bytes: [UInt8], at offset: Int) {
-    // The cheapest and sharpest tests first: this runs at every word of an object.
-    guard let direction: Int32 = bytes.load(at: offset + Offset.direction),
-      direction == 1 || direction == -1,
-      let flags: UInt64 = bytes.load(at: offset + Offset.flags), Self.canBeFlags(flags),
+    // The cheapest and sharpest test first: this runs at every word of an object.
+    guard let flags: UInt64 = bytes.load(at: offset + Offset.flags), Self.canBeFlags(flags),
+      let direction: Int32 = bytes.load(at: offset + Offset.direction),
+      (-1...1).contains(direction),
       let hidden: UInt32 = bytes.load(at: offset + Offset.hiddenFlags)
     else { return nil }
     func words(_ count: Int, at position: Int) -> [UInt64] {
@@ -86,6 +89,9 @@ struct EnvironmentHead: Hashable, Sendable {
     globalDescriptorTable = global
     interruptDescriptorTable = interrupts
     self.control = control
+    isCoherent =
+      (hidden & Hidden.longCode != 0)
+      == (isInLongMode && segments[1].attributes.rawValue & 1 << 21 != 0)
   }
 
   /// Bit 1 is always set; 3, 5, 15 and those from 22 on are clear (SDM vol. 1, 3.4.3).

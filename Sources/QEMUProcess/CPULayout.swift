@@ -53,9 +53,9 @@ struct EnvironmentLayout: Sendable {
         return .unknown("no vCPU is in long mode, which would show where QEMU has \(name)")
       }
       let places = stride(from: window.lowerBound, to: window.upperBound, by: 8).filter { offset in
-        long.allSatisfy {
-          fits($0.head, $0.bytes, offset)
-            && (equal.map { $0(first.bytes, offset) } == equal.map { equal in equal($0.bytes, offset) })
+        let wanted = equal?(first.bytes, offset)
+        return long.allSatisfy {
+          fits($0.head, $0.bytes, offset) && wanted == equal?($0.bytes, offset)
         }
       }
       guard places.count == 1 else {
@@ -71,7 +71,8 @@ struct EnvironmentLayout: Sendable {
     extendedFeatures = place(of: "EFER", in: head..<min(end, head + 0x200), Self.isEFER)
     let afterFeatures = (extendedFeatures.offset ?? head) + 8
     systemCalls = place(
-      of: "the MSRs of system calls", in: afterFeatures..<max(afterFeatures, end), Self.isSystemCalls
+      of: "the MSRs of system calls", in: afterFeatures..<max(afterFeatures, end),
+      Self.isSystemCalls
     ) { bytes, offset in
       [SystemCall.star, SystemCall.lstar, SystemCall.sfmask].map {
         bytes.load(at: offset + $0) ?? 0
@@ -124,11 +125,14 @@ struct EnvironmentLayout: Sendable {
   }
 
   /// Bits of states that exist (SDM vol. 1, 13.3), x87 always; more only if the guest uses XSAVE.
-  /// TSC_AUX, of 32 bits, lies before it.
+  /// It lies between tsc_aux, of 32 bits, and mcg_status, of 4; then comes msr_ia32_misc_enable with
+  /// fast strings on, which looks like an XCR0 but for its neighbours.
   private static func isXCR0(_ head: EnvironmentHead, _ bytes: [UInt8], _ offset: Int) -> Bool {
     guard let value: UInt64 = bytes.load(at: offset), value & 1 != 0,
       value & ~(0xe_02ff | 1 << 62) == 0,
-      let before: UInt64 = bytes.load(at: offset - 8), before >> 32 == 0
+      let auxiliary: UInt64 = bytes.load(at: offset - 8), auxiliary >> 32 == 0,
+      let machineCheck: UInt64 = bytes.load(at: offset + 8), machineCheck >> 4 == 0,
+      let features: UInt64 = bytes.load(at: offset + 16), features & 1 != 0, features >> 40 == 0
     else { return false }
     return head.control[4] & ControlBits.extendedStates != 0 || value == 1
   }

@@ -18,11 +18,14 @@ struct CPUThread: Hashable, Sendable {
   let id: Int32
   /// The vCPU's thread is between `cpu_exec_start` and `cpu_exec_end`: it runs the guest.
   let isRunning: Bool
+  /// The guest is stopped, by its owner or by itself, and the vCPU's thread knows.
+  let isStopped: Bool
 
   private enum Offset {
     static let running: UInt64 = 4
     static let haltCondition: UInt64 = 8
     static let created: UInt64 = 17
+    static let stopped: UInt64 = 19
   }
 
   init?(at address: VirtualAddress, in image: ProcessImage, threads: ThreadTable) {
@@ -31,11 +34,13 @@ struct CPUThread: Hashable, Sendable {
       (try? image.load(thread, as: UInt64.self)) == base,
       let running: UInt8 = try? image.load(address + Offset.running), running <= 1,
       let condition = try? image.pointer(address + Offset.haltCondition), condition.rawValue != 0,
-      let created: UInt8 = try? image.load(address + Offset.created), created == 1
+      let created: UInt8 = try? image.load(address + Offset.created), created == 1,
+      let stopped: UInt8 = try? image.load(address + Offset.stopped), stopped <= 1
     else { return nil }
     self.address = address
     self.id = id
     isRunning = running == 1
+    isStopped = stopped == 1
   }
 }
 

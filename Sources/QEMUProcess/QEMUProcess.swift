@@ -80,9 +80,11 @@ public struct QEMUProcess: Sendable {
 
   // MARK: The guest
 
-  /// KVM gives each vCPU a file, of which QEMU maps `struct kvm_run`.
+  /// KVM gives each vCPU a file, of which QEMU maps `struct kvm_run`: `anon_inode:kvm-vcpu:0`.
+  static let vcpuFile = "anon_inode:kvm-vcpu"
+
   var usesKVM: Bool {
-    image.core.files.contains { $0.path.hasPrefix("anon_inode:kvm-vcpu") }
+    image.core.files.contains { $0.path.hasPrefix(Self.vcpuFile) }
   }
 
   public func guest() -> Guest {

@@ -45,6 +45,10 @@ public struct RegisterSource: Hashable, Sendable {
     /// The registers of the host's processor, as the host dump's own notes have them, taken while
     /// that processor was in the guest.
     case hostProcessor = "host-processor"
+    /// QEMU's own copy, `struct CPUX86State`, where it is current.
+    case qemu
+    /// Not of this vCPU: what all of the guest kernel's vCPUs have, as its memory tells.
+    case derived
   }
 
   public let kind: Kind
