@@ -19,7 +19,7 @@ public enum DumpFileError: Error, Hashable, Sendable {
   case otherMachine(FilePath, machine: String, offset: UInt64)
   /// The ELF file is no core file: ET_EXEC, ET_REL, ET_DYN (e_type at offset 16).
   case notACore(FilePath, elfType: UInt16)
-  /// The core of a process, not of a machine.
+  /// The core of a process, where the dump of a machine is needed.
   case processCore(FilePath)
   /// The ELF file has no PT_LOAD program header that names physical memory.
   case noMemory(FilePath)
@@ -99,7 +99,7 @@ extension DumpFileError: Diagnosis {
     case .notACore(let path, let elfType):
       "\(path): e_type at offset 0x10 is \(elfType) (\(Self.elfTypeName(elfType))), not 4 (ET_CORE)"
     case .processCore(let path):
-      "\(path): the core of a process: its program headers at p_paddr 0 name virtual memory only"
+      "\(path): the core of a process, not the dump of a host"
     case .noMemory(let path):
       "\(path): an ELF core without PT_LOAD program headers: it holds no memory"
     case .badHeader(let path, let field, let offset, let value):
@@ -137,8 +137,8 @@ extension DumpFileError: Diagnosis {
         ? "this is an object file or kernel module: name the vmcore instead"
         : "this is a program, maybe the vmlinux that belongs to the dump: name the vmcore instead"
     case .processCore:
-      "name the vmcore of the whole machine (kdump, virsh dump --memory-only); "
-        + "cores of a QEMU process are not read yet"
+      "name the vmcore of the whole machine; of a QEMU's core, extract, list and registers take the"
+        + " guest"
     case .noMemory: "the dump was cut when it was made: make it again"
     case .badHeader, .truncated:
       "the file is damaged or was not copied whole: compare its size with the original"

@@ -121,14 +121,16 @@ extension ProcessCore {
       Self.thread($0.description)
     }
     let info = own.first { $0.type == NoteType.processInfo }?.description ?? []
-    pid = info.load(Int32.self, at: Info.pid).map(Int64.init) ?? threads.first.map { Int64($0.id) }
+    pid =
+      info.load(Int32.self, at: Info.pid).map(Int64.init) ?? threads.first.map { Int64($0.id) }
       ?? 0
     command = info.cString(at: Info.command, limit: Info.commandSize)
     argumentStart = info.cString(at: Info.arguments, limit: Info.argumentsSize)
   }
 
   private static func thread(_ note: [UInt8]) -> Thread? {
-    guard let id: Int32 = note.load(at: Status.pid), let signal: Int16 = note.load(at: Status.signal)
+    guard let id: Int32 = note.load(at: Status.pid),
+      let signal: Int16 = note.load(at: Status.signal)
     else { return nil }
     let registers = (0..<Status.registerCount).compactMap {
       note.load(UInt64.self, at: Status.registers + 8 * $0)

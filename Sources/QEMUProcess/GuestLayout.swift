@@ -19,8 +19,24 @@ struct GuestLayout: Sendable {
     {
       ranges = view.ranges
       findings = []
-      return
+    } else if let slots = KVMSlots(of: blocks, in: image) {
+      ranges = slots.ranges
+      findings = [
+        Finding(
+          .note, "qemu.layout-of-slots",
+          "QEMU's view of the guest's physical memory is not in the core: KVM's memory slots tell"
+            + " where the guest has its memory")
+      ]
+    } else if let rule = MachineRule(for: blocks, arguments: arguments) {
+      ranges = rule.ranges
+      findings = [
+        Finding(
+          .warning, "qemu.layout-by-rule",
+          "QEMU's view of the guest's physical memory is not in the core: the largest RAM block is"
+            + " placed as machines of type \(rule.machine) have it, and no other block")
+      ]
+    } else {
+      throw .noLayout
     }
-    throw .noLayout
   }
 }

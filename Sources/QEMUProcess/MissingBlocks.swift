@@ -10,7 +10,7 @@ extension QEMUProcess {
       from: PageFrameNumber(block.host.rawValue >> pageShift), limit: frames)
     guard count >= frames, absence == .excluded || absence == .notInDump else { return nil }
     let start =
-      "RAM block \(block.displayName) (\(block.usedLength >> 20) MiB at \(block.host)) is not in"
+      "RAM block \(block.displayName) (\(block.usedLength >> 10) KiB at \(block.host)) is not in"
       + " the core: "
     guard let file = image.core.file(at: block.host) else {
       return start

@@ -62,7 +62,7 @@ struct RAMBlock: Hashable, Sendable {
       host != 0 && [host, offset, used, maximum].allSatisfy { $0 % pageSize == 0 }
       && used > 0 && used <= maximum && maximum <= Self.lengthLimit
       && host <= UserSpace.end.rawValue - maximum && region != 0 && region % 8 == 0
-      && next % 8 == 0 && previous % 8 == 0
+      && previous % 8 == 0
       && name.utf8.allSatisfy { (0x20..<0x7f).contains($0) }
     guard isPlausible else { return nil }
     self.address = address

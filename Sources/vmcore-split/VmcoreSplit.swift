@@ -12,8 +12,9 @@ struct VmcoreSplit: ParsableCommand {
     commandName: "vmcore-split",
     abstract: "Take the KVM guests out of a crashed host's vmcore.",
     discussion: """
-      Finds every KVM guest in a dump of its host and writes one ELF vmcore per guest, with its \
-      registers, which crash opens. Needs no debuginfo: symbols and types come from the dump.
+      Finds every KVM guest in a dump of its host, or the guest in the core of its QEMU, and writes \
+      one ELF vmcore per guest, with its registers, which crash opens. Needs no debuginfo: symbols \
+      and types come from the dump.
 
       Exit status: 0 everything extracted; 1 error, nothing usable; 2 usage; 3 extracted with \
       findings (missing pages, unknown registers); 4 no guest in this dump.

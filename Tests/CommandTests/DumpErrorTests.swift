@@ -39,12 +39,31 @@ struct UnusableFile: CustomTestStringConvertible, Sendable {
       UnusableFile("dump.not-little-endian", ELFDefect.bigEndian.file),
       UnusableFile("dump.other-machine", ELFDefect.machineIsArm64.file),
       UnusableFile("dump.not-a-core", ELFDefect.isExecutable.file),
-      UnusableFile("dump.process-core", ELFDefect.coreOfProcess.file),
       UnusableFile("dump.no-memory", ELFDefect.noLoads.file),
       UnusableFile("dump.unknown-version", KdumpDefect.versionTooNew.file),
       UnusableFile("dump.unknown-compression", KdumpDefect.unknownStatusFlag.file),
       UnusableFile("dump.split-part", KdumpDefect.partOfSplitSet.file),
-    ] + kernels
+    ] + kernels + cores
+
+  /// Cores of processes that are of no use.
+  private static let cores: [UnusableFile] = {
+    var other = SyntheticCore()
+    other.command = "sleep"
+    other.mappings = [SyntheticCore.Mapping(0x5555_0000_0000, size: 0x1000)]
+    var arm = SyntheticQEMU.pc
+    arm.program = "/usr/bin/qemu-system-aarch64"
+    var withoutHeap = SyntheticQEMU.pc.core
+    withoutHeap.mappings.removeAll { $0.start == SyntheticQEMU.heap }
+    var unknownMachine = SyntheticQEMU.pc
+    unknownMachine.arguments += ["-M", "isapc"]
+    unknownMachine.ranges = []
+    return [
+      UnusableFile("qemu.not-qemu", other.file),
+      UnusableFile("qemu.other-target", arm.core.file),
+      UnusableFile("qemu.no-ram", withoutHeap.file),
+      UnusableFile("qemu.no-layout", unknownMachine.core.file),
+    ]
+  }()
 
   /// Dumps of a machine in whose memory no kernel can be read.
   private static let kernels: [UnusableFile] = {
@@ -89,6 +108,15 @@ struct DumpErrorTests {
   func everyCommandReportsTheSameError(_ command: [String]) throws {
     let dump = try ELFDefect.headerCut.file.save()
     try expectError("dump.truncated-header", command + [dump.path], in: Folder())
+  }
+
+  /// What concerns hosts alone is not asked of a process.
+  @Test(arguments: [["vmcs"], ["excerpt", "-o", "excerpt"]])
+  func coreOfAProcessIsNoHost(_ command: [String]) throws {
+    let core = try SyntheticQEMU.pc.core.file.save()
+    let folder = Folder()
+    try expectError("dump.process-core", command + [core.path], in: folder)
+    #expect(try folder.names.isEmpty)
   }
 
   @Test func excerptOfAnUnusableFileIsNotWritten() throws {

@@ -309,7 +309,6 @@ typealias Load = SyntheticELF.Load
     .sectionHeaderBeyondEnd: "dump.truncated-header",
     .extendedCountBeyondEnd: "dump.truncated-header",
     .tooManyProgramHeaders: "dump.bad-header",
-    .coreOfProcess: "dump.process-core",
   ]
 
   @Test(arguments: ELFDefect.allCases)
@@ -322,7 +321,7 @@ typealias Load = SyntheticELF.Load
     let dump = try openDump(
       Self.memory.elf(
         SyntheticELF(
-          notes: [SyntheticNote(name: "CORE", type: 6, description: [0])],
+          notes: [.processStatus(cpu: 0)],
           loads: [Load(physical: 0, virtual: 0, fileSize: 0x2000)])))
     #expect(dump.frameRanges == [PageFrameNumber(0)..<PageFrameNumber(2)])
   }

@@ -16,7 +16,6 @@ public enum ELFDefect: String, CaseIterable, Sendable {
   case sectionHeaderBeyondEnd
   case extendedCountBeyondEnd
   case tooManyProgramHeaders
-  case coreOfProcess
 
   /// A dump with this defect and no other.
   public var file: SyntheticFile {
@@ -45,11 +44,6 @@ public enum ELFDefect: String, CaseIterable, Sendable {
       file = memory.elf(SyntheticELF(hasExtendedCount: true))
       file.store(UInt32(1 << 20) + 1, at: 64 + 44)
       file.resize(to: 64 << 20)
-    case .coreOfProcess:
-      file = memory.elf(
-        SyntheticELF(
-          notes: [SyntheticNote(name: "CORE", type: 6, description: [1, 2, 3, 4])],
-          loads: [SyntheticELF.Load(physical: 0, virtual: 0x7f00_0000_0000, fileSize: 4096)]))
     }
     return file
   }

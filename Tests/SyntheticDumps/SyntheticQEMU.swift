@@ -1,0 +1,231 @@
+import Memory
+
+/// A QEMU made in code: its structures as its versions since 3.1 have them, in a process.
+public struct SyntheticQEMU: Sendable {
+  /// A RAM block with the MemoryRegion that it belongs to.
+  public struct Block: Sendable {
+    public var name: String
+    public var size: UInt64
+    /// The length that is reserved; nil: `size`.
+    public var maximum: UInt64?
+    public var flags: UInt32 = 0
+    public var isDumped = true
+    public var file: String?
+    /// False for flash: a device that can be read like memory.
+    public var isRAM = true
+    /// Memory of a device of the host.
+    public var isDevice = false
+
+    public init(_ name: String, size: UInt64) {
+      self.name = name
+      self.size = size
+    }
+  }
+
+  /// An element of the flat view.
+  public struct Range: Sendable {
+    public var start: UInt64
+    public var size: UInt64
+    /// nil: I/O.
+    public var block: Int?
+    public var offset: UInt64
+    public var isReadOnly = false
+    public var isNonvolatile = false
+
+    public init(_ start: UInt64, size: UInt64, block: Int?, offset: UInt64 = 0) {
+      self.start = start
+      self.size = size
+      self.block = block
+      self.offset = offset
+    }
+  }
+
+  /// Where MemoryRegion has its members: they move.
+  public struct RegionLayout: Sendable {
+    public var block: UInt64
+    public var size: UInt64
+
+    /// As in QEMU 7.2 and 10.0.
+    public static let known = RegionLayout(block: 56, size: 112)
+    /// As a later version may have them.
+    public static let moved = RegionLayout(block: 80, size: 160)
+  }
+
+  public var program = "/usr/bin/qemu-system-x86_64"
+  public var arguments = [
+    "qemu-system-x86_64", "-name", "guest=web1,debug-threads=on", "-uuid", "u-1",
+  ]
+  public var blocks: [Block]
+  public var ranges: [Range]
+  public var regionLayout = RegionLayout.known
+  /// True if the program was started through the dynamic loader.
+  public var isStartedByLoader = false
+  public var hasStack = true
+  /// Slots of KVM: the ranges that they are made of; nil without KVM.
+  public var slots: [Range]?
+  public var seed: UInt64 = 1
+
+  public init(blocks: [Block], ranges: [Range]) {
+    self.blocks = blocks
+    self.ranges = ranges
+  }
+
+  /// A PC of 1 MiB with a ROM, flash, a device's memory, and memory above 4 GiB.
+  public static var pc: SyntheticQEMU {
+    var flash = Block("system.flash0", size: 0x4000)
+    flash.isRAM = false
+    var device = Block("", size: 0x2000)
+    device.isDevice = true
+    var tables = Block("/rom@etc/acpi/tables", size: 0x2000)
+    tables.maximum = 0x8000
+    var rom = Range(0xfffc_0000, size: 0x4000, block: 1)
+    rom.isReadOnly = true
+    var persistent = Range(0x1_8000_0000, size: 0x1000, block: 5)
+    persistent.isNonvolatile = true
+    return SyntheticQEMU(
+      blocks: [
+        Block("pc.ram", size: 0x10_0000), Block("pc.bios", size: 0x4000), flash, device, tables,
+        Block("nvdimm", size: 0x1000),
+      ],
+      ranges: [
+        Range(0, size: 0xa0000, block: 0), Range(0xa0000, size: 0x20000, block: nil),
+        Range(0xc0000, size: 0x20000, block: 0, offset: 0xc0000),
+        Range(0xe000_0000, size: 0x2000, block: 3), Range(0xfee0_0000, size: 0x1000, block: nil),
+        Range(0xff00_0000, size: 0x4000, block: 2), rom,
+        Range(0x1_0000_0000, size: 0x20000, block: 0, offset: 0xe0000), persistent,
+      ])
+  }
+
+  // MARK: Addresses
+
+  public static let base: UInt64 = 0x5555_5555_4000
+  static let data = base + 0x2000
+  static let bss = base + 0x3000
+  public static let ramList = bss + 0x100
+  public static let addressSpace = bss + 0x400
+  public static let heap: UInt64 = 0x5555_6000_0000
+  static let heapSize: UInt64 = 0x1_0000
+  static let view = heap + 0x100
+  public static let viewCount = view + 32
+  public static let flatRanges = heap + 0x200
+  public static let slotArray = heap + 0x8000
+  static let name = heap + 0x180
+  static let stack: UInt64 = 0x7ffc_0000_0000
+  static let memory: UInt64 = 0x7f00_0000_0000
+
+  public static func block(_ index: Int) -> UInt64 { heap + 0x1000 + 0x200 * UInt64(index) }
+  public static func region(_ index: Int) -> UInt64 { heap + 0x4000 + 0x200 * UInt64(index) }
+  /// Room for one more.
+  public static let spareRegion = heap + 0xf000
+  static func ioRegion(_ index: Int) -> UInt64 { heap + 0xa000 + 0x200 * UInt64(index) }
+
+  public func host(_ block: Int) -> UInt64 {
+    blocks[..<block].reduce(Self.memory) { $0 + ($1.maximum ?? $1.size) + 0x10_0000 }
+  }
+
+  // MARK: The process
+
+  public var core: SyntheticCore {
+    var core = SyntheticCore()
+    core.command = String((program.split(separator: "/").last ?? "").prefix(15))
+    core.argumentStart = arguments.joined(separator: " ")
+    addProgram(to: &core)
+    core.mappings.append(SyntheticCore.Mapping(Self.heap, size: Self.heapSize))
+    core.write([UInt8](repeating: 0, count: Int(Self.heapSize)), at: Self.heap)
+    var generator = SeededGenerator(seed: seed)
+    for (index, block) in blocks.enumerated() {
+      let host = host(index)
+      core.mappings.append(
+        SyntheticCore.Mapping(
+          host, size: block.size, file: block.file, isDumped: block.isDumped))
+      if block.isDumped {
+        for offset in stride(from: 0, to: block.size, by: Int(pageSize)) {
+          core.write(SyntheticMemory.randomPage(using: &generator), at: host + offset)
+        }
+      }
+      add(block, index, at: host, to: &core)
+    }
+    core.store(Self.block(0), at: Self.ramList + 56)
+    addView(to: &core)
+    addSlots(to: &core)
+    if hasStack {
+      core.addStack(arguments, environment: ["HOME=/", "LANG=C"], at: Self.stack)
+    }
+    return core
+  }
+
+  private func addProgram(to core: inout SyntheticCore) {
+    let file = program
+    core.mappings += [
+      SyntheticCore.Mapping(Self.base, size: 0x1000, file: file),
+      SyntheticCore.Mapping(
+        Self.base + 0x1000, size: 0x1000, file: file, fileOffset: 0x1000, isDumped: false),
+      SyntheticCore.Mapping(Self.data, size: 0x1000, file: file, fileOffset: 0x2000),
+      SyntheticCore.Mapping(Self.bss, size: 0x1000),
+    ]
+    let loader: UInt64 = 0x7fff_0000_0000
+    if isStartedByLoader {
+      core.mappings.append(
+        SyntheticCore.Mapping(loader, size: 0x1000, file: "/lib64/ld-linux-x86-64.so.2"))
+    }
+    core.auxiliaryVector = [
+      (33, 0x7ffe_0000_0000), (6, 4096), (3, Self.base + 64), (5, 2),
+      (9, isStartedByLoader ? loader + 0x100 : Self.base + 0x1100),
+    ]
+    if slots != nil {
+      core.mappings.append(
+        SyntheticCore.Mapping(
+          0x7ffb_0000_0000, size: 0x3000, file: "anon_inode:kvm-vcpu:0", isDumped: false))
+    }
+  }
+
+  private func add(_ block: Block, _ index: Int, at host: UInt64, to core: inout SyntheticCore) {
+    let address = Self.block(index)
+    core.store(Self.region(index), at: address + 16)
+    core.store(host, at: address + 24)
+    core.store(UInt64(index) << 32, at: address + 40)
+    core.store(block.size, at: address + 48)
+    core.store(block.maximum ?? block.size, at: address + 56)
+    core.store(block.flags, at: address + 72)
+    core.write(Array(block.name.utf8) + [0], at: address + 76)
+    core.store(index + 1 < blocks.count ? Self.block(index + 1) : 0, at: address + 336)
+    core.store(index == 0 ? Self.ramList + 56 : Self.block(index - 1) + 336, at: address + 344)
+    let region = Self.region(index)
+    core.store(UInt8(1), at: region + 40)
+    core.store(UInt8(block.isRAM ? 1 : 0), at: region + 41)
+    core.store(address, at: region + regionLayout.block)
+    core.store(block.size, at: region + regionLayout.size)
+    core.store(UInt8(1), at: region + regionLayout.size + 40)
+    core.store(UInt8(block.isDevice ? 1 : 0), at: region + regionLayout.size + 41)
+  }
+
+  private func addView(to core: inout SyntheticCore) {
+    core.write(Array("memory\0".utf8), at: Self.name)
+    core.store(Self.name, at: Self.addressSpace + 16)
+    core.store(Self.region(0), at: Self.addressSpace + 24)
+    core.store(Self.view, at: Self.addressSpace + 32)
+    core.store(UInt32(1), at: Self.view + 16)
+    core.store(Self.flatRanges, at: Self.view + 24)
+    core.store(UInt32(ranges.count), at: Self.viewCount)
+    for (index, range) in ranges.enumerated() {
+      let address = Self.flatRanges + 64 * UInt64(index)
+      core.store(range.block.map(Self.region) ?? Self.ioRegion(index), at: address)
+      core.store(range.offset, at: address + 8)
+      core.store(range.start, at: address + 16)
+      core.store(range.size, at: address + 32)
+      core.store(UInt8(range.isReadOnly ? 1 : 0), at: address + 50)
+      core.store(UInt8(range.isNonvolatile ? 1 : 0), at: address + 51)
+    }
+  }
+
+  private func addSlots(to core: inout SyntheticCore) {
+    for (number, slot) in (slots ?? []).enumerated() {
+      let address = Self.slotArray + 56 * UInt64(number)
+      core.store(slot.start, at: address)
+      core.store(slot.size, at: address + 8)
+      core.store(host(slot.block ?? 0) + slot.offset, at: address + 16)
+      core.store(UInt32(number), at: address + 24)
+      core.store(UInt32(slot.isReadOnly ? 2 : 0), at: address + 28)
+    }
+  }
+}
