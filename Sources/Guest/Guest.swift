@@ -75,8 +75,8 @@ public struct VirtualProcessor: Hashable, Sendable {
 }
 
 /// Something a user must know before acting on what was extracted.
-public struct Finding: Hashable, Sendable {
-  public enum Severity: String, Hashable, Sendable {
+public struct Finding: Codable, Hashable, Sendable {
+  public enum Severity: String, Codable, Hashable, Sendable {
     /// Good to know; nothing is missing.
     case note
     /// Something is missing, stale or doubtful.

@@ -16,11 +16,11 @@ public struct GuestReport: Codable, Hashable, Sendable {
   public var kernels: [Kernel]
   public var memory: Memory
   public var processors: [Processor]
-  public var findings: [FindingReport]
+  public var findings: [Finding]
 
   /// True if something is missing, stale or doubtful.
   public var hasWarnings: Bool {
-    findings.contains { $0.severity == Finding.Severity.warning.rawValue }
+    findings.contains { $0.severity == .warning }
   }
 
   public struct Kernel: Codable, Hashable, Sendable {
@@ -83,12 +83,6 @@ public struct GuestReport: Codable, Hashable, Sendable {
     public var location: String?
     public var unknown: String?
   }
-
-  public struct FindingReport: Codable, Hashable, Sendable {
-    public var severity: String
-    public var name: String
-    public var text: String
-  }
 }
 
 extension GuestReport {
@@ -106,9 +100,7 @@ extension GuestReport {
     memory = Memory(guest.memory, survey)
     let symbols = kernels.kernels.first?.symbols
     processors = guest.processors.map { Processor($0, symbols) }
-    findings = guest.findings.map {
-      FindingReport(severity: $0.severity.rawValue, name: $0.name, text: $0.text)
-    }
+    findings = guest.findings
   }
 }
 

@@ -87,7 +87,7 @@ struct Extract: ParsableCommand {
   private func tell(_ guest: GuestAnalysis, _ summary: Extraction.Summary, _ path: FilePath) {
     let name = guest.guest.identity.displayName
     for finding in guest.guest.findings
-    where finding.severity == .warning || !(common.quiet || isRoutine(finding.name)) {
+    where finding.severity == .warning || !(common.quiet || finding.isRoutine) {
       Console.warning("\(name): \(finding.text) [\(finding.name)]")
     }
     if !summary.lost.isEmpty {

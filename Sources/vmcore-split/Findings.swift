@@ -63,9 +63,11 @@ extension GuestAnalysis {
   }
 }
 
-/// True of a finding that all is as it should be: told by `registers` and in JSON, and no news
-/// elsewhere.
-func isRoutine(_ findingName: String) -> Bool { findingName.hasPrefix("vcpu.vmcs-layout") }
+extension Finding {
+  /// True of a note of which layout of the VMCS fitted, and which did not: told by `registers` and
+  /// in JSON, and no news elsewhere.
+  var isRoutine: Bool { severity == .note && name.hasPrefix("vcpu.vmcs-layout") }
+}
 
 /// A number of bytes as people say it.
 func size(_ bytes: UInt64) -> String {

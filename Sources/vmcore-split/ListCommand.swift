@@ -33,7 +33,7 @@ struct List: ParsableCommand {
       print(printable(source.summary))
       print(table.text, terminator: "")
       for guest in reports {
-        for finding in guest.findings where !isRoutine(finding.name) {
+        for finding in guest.findings where !finding.isRoutine {
           print(printable("\(guest.name): \(finding.text)"))
         }
       }

@@ -175,12 +175,7 @@ struct ControlStructures: Sendable {
       used[index].agreeing += agreeing
       used[index].compared += compared
     }
-    return rejections.map {
-      Finding(
-        .note, "vcpu.vmcs-layout-rejected",
-        "\($0.layout.origin) is for this processor's revision and is not used: only \($0.agreeing)"
-          + " of \($0.compared) values that are known of the VMCSs are where it says")
-    }
+    return rejections.map(\.finding)
       + used.map {
         Finding(
           .note, $0.layout.isInferred ? "vcpu.vmcs-inferred" : "vcpu.vmcs-layout",

@@ -23,8 +23,30 @@ struct VMCSReader: Sendable {
   /// A layout that was at hand and is not that of this host's processors.
   struct Rejection: Sendable {
     let layout: VMCSLayout
-    let agreeing: Int
-    let compared: Int
+    /// False of those that this program knows, of which several share a revision.
+    let wasTold: Bool
+    let reason: Reason
+
+    enum Reason: Sendable {
+      /// It is for another revision than the VMCSs'.
+      case revision(UInt32, insteadOf: UInt32)
+      /// Too few of the values known of the VMCSs are where it says.
+      case values(agreeing: Int, compared: Int)
+    }
+
+    var finding: Finding {
+      let text =
+        switch reason {
+        case .revision(let own, let other):
+          "is for VMCSs of revision \(hexadecimal(UInt64(own))), and the host's have"
+            + " \(hexadecimal(UInt64(other)))"
+        case .values(let agreeing, let compared):
+          "leads to \(agreeing) of \(compared) values that are known of the VMCSs"
+        }
+      return Finding(
+        wasTold ? .warning : .note, "vcpu.vmcs-layout-rejected",
+        "\(layout.origin) \(text): it is not used")
+    }
   }
 
   private(set) var rejections: [Rejection] = []
@@ -81,29 +103,38 @@ struct VMCSReader: Sendable {
     for revision: UInt32, _ samples: [VMCSSample], _ sources: VMCSLayoutSources,
     _ ofModule: VMCSLayout?
   ) -> VMCSLayout? {
-    func isOfThisProcessor(_ layout: VMCSLayout) -> Bool {
-      layout.revision == nil || layout.revision == revision
+    func ofThisProcessor(_ layouts: [VMCSLayout]) -> [VMCSLayout] {
+      layouts.filter { $0.revision == nil || $0.revision == revision }
     }
     if !sources.infersAlways {
       let told = sources.inDump + (ofModule.map { [$0] } ?? []) + sources.ofUser
-      let atHand =
-        told.filter(isOfThisProcessor) + VMCSLayoutDatabase.layouts(for: revision)
-      if let layout = firstFitting(atHand, samples) { return layout }
-      let found = sources.search().filter(isOfThisProcessor)
-      if let layout = firstFitting(found, samples) { return layout }
+      for layout in told {
+        guard let other = layout.revision, other != revision else { continue }
+        rejections.append(
+          Rejection(
+            layout: layout, wasTold: true, reason: .revision(other, insteadOf: revision)))
+      }
+      let layout =
+        firstFitting(ofThisProcessor(told), wereTold: true, samples)
+        ?? firstFitting(VMCSLayoutDatabase.layouts(for: revision), wereTold: false, samples)
+        ?? firstFitting(ofThisProcessor(sources.search()), wereTold: true, samples)
+      if let layout { return layout }
     }
     return VMCSLayout(inferredFrom: samples, revision: revision)
   }
 
   private mutating func firstFitting(
-    _ layouts: [VMCSLayout], _ samples: [VMCSSample]
+    _ layouts: [VMCSLayout], wereTold: Bool, _ samples: [VMCSSample]
   ) -> VMCSLayout? {
     for layout in layouts {
       let (agreeing, compared) = Self.compare(layout, samples) { !$0.isOfLastExit }
       if agreeing >= 4, agreeing * 10 >= compared * 8 {
         return layout.withAccessRights(fitting: samples.map(\.region))
       }
-      rejections.append(Rejection(layout: layout, agreeing: agreeing, compared: compared))
+      rejections.append(
+        Rejection(
+          layout: layout, wasTold: wereTold,
+          reason: .values(agreeing: agreeing, compared: compared)))
     }
     return nil
   }
