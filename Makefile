@@ -3,6 +3,7 @@
 PREFIX = /usr/local
 LAB = .lab
 LAB_VMX = .lab-vmx
+LAB_QEMU = .lab-qemu
 SCENARIOS =
 KERNEL =
 
@@ -23,7 +24,7 @@ SWIFT_MINIMUM = 6.3
 # than the program.
 TEST_OPTIONS = -c release -Xswiftc -enable-testing --scratch-path .build-test
 
-.PHONY: build build-tests deps toolchain test kmod lab lab-test lab-vmx lab-vmx-test demo install uninstall format lint clean help
+.PHONY: build build-tests deps toolchain test kmod lab lab-test lab-vmx lab-vmx-test lab-qemu lab-qemu-test demo install uninstall format lint clean help
 .NOTPARALLEL:
 
 build: toolchain ## build the program: .build/release/vmcore-split
@@ -66,6 +67,12 @@ lab-vmx: ## boot Intel hosts with guests and dump them into .lab-vmx (SCENARIOS=
 
 lab-vmx-test: build ## the same as lab-test for the dumps of Intel hosts
 	lab/vmx/test $(LAB_VMX) $(SCENARIOS)
+
+lab-qemu: ## take cores of QEMUs of two versions into .lab-qemu (SCENARIOS="anon kvm13")
+	KERNEL='$(KERNEL)' lab/qemu/build.sh $(LAB_QEMU) $(SCENARIOS)
+
+lab-qemu-test: build ## the same as lab-test for the cores of QEMUs
+	lab/qemu/test $(LAB_QEMU) $(SCENARIOS)
 
 kmod: ## build the module vmcsinfo for Debian 12's kernels, and test how it measures
 	kmod/build-all

@@ -97,6 +97,9 @@ struct CPUExecution: Hashable, Sendable {
       || bool(offset + (hasAbility == true ? Offset.behindException : Offset.exception))
   }
 
+  /// KVM gives each vCPU a file, of which QEMU maps `struct kvm_run`: `anon_inode:kvm-vcpu:0`.
+  static let file = "anon_inode:kvm-vcpu"
+
   /// `kvm_run`: the start of the mapping of the vCPU's file.
   private static func kvmRun(in bytes: [UInt8], _ image: ProcessImage) -> Int? {
     stride(from: 0, to: bytes.count, by: 8).first { offset in
@@ -104,7 +107,7 @@ struct CPUExecution: Hashable, Sendable {
         pointer != 0
       else { return false }
       return image.core.file(at: VirtualAddress(pointer)).map {
-        $0.start.rawValue == pointer && $0.path.hasPrefix(QEMUProcess.vcpuFile)
+        $0.start.rawValue == pointer && $0.path.hasPrefix(Self.file)
       } ?? false
     }
   }

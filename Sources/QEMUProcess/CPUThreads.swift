@@ -80,8 +80,16 @@ extension CPUThread {
   static func all(
     listedIn symbols: ExportedSymbols, of image: ProcessImage, threads: ThreadTable
   ) -> [CPUThread]? {
-    guard let head = symbols.address(of: "cpus_queue") ?? symbols.address(of: "cpus"),
-      let first = try? image.pointer(head), let bytes = try? image.read(first, count: objectSize)
+    (symbols.address(of: "cpus_queue") ?? symbols.address(of: "cpus")).flatMap {
+      all(listedAt: $0, of: image, threads: threads)
+    }
+  }
+
+  static func all(
+    listedAt head: VirtualAddress, of image: ProcessImage, threads: ThreadTable
+  ) -> [CPUThread]? {
+    guard let first = try? image.pointer(head),
+      let bytes = try? image.read(first, count: objectSize)
     else { return nil }
     let backLinks = stride(from: 8, to: bytes.count, by: 8).filter {
       bytes.load(UInt64.self, at: $0) == head.rawValue

@@ -52,9 +52,9 @@ hugetlb() {
 kvm() {
 	local version=${1#kvm} svm=$OUT/svm guest name
 	need tools
-	mkdir -p "$svm"
-	ln -sfn ../tools "$svm/tools"
-	[ -z "$version" ] || { need qemu13; ln -sfn ../qemu13 "$svm/qemu13"; }
+	mkdir -p "$svm/done"
+	ln -sfn ../tools "$svm/tools"; touch "$svm/done/tools"
+	[ -z "$version" ] || { need qemu13; ln -sfn ../qemu13 "$svm/qemu13"; touch "$svm/done/qemu13"; }
 	CACHE=$CACHE "$here/../svm/build.sh" "$svm" "cores$version"
 	for guest in g1:kvm g2:kvm-stopped g3:kvm-running; do
 		name=${guest#*:}
