@@ -19,7 +19,7 @@ struct GuestLayout: Sendable {
     {
       ranges = view.ranges
       findings = []
-    } else if let slots = KVMSlots(of: blocks, in: image) {
+    } else if image.core.hasKVM, let slots = KVMSlots(of: blocks, in: image) {
       ranges = slots.ranges
       findings = [
         Finding(

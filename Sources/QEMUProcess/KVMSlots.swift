@@ -28,7 +28,7 @@ struct KVMSlots: Sendable {
   /// Sizes that the structure can have; it had 56 bytes in QEMU 7.2.
   private static let strides = stride(from: UInt64(32), through: 256, by: 8)
 
-  /// Nil if no slots are found whose memory is that of the blocks and does not overlap.
+  /// Nil if no slots are found that do not overlap and are all of the guest's main memory.
   init?(of blocks: [RAMBlock], in image: ProcessImage) {
     let slots = Self.candidates(blocks, in: image)
     var best: [Slot] = []
@@ -41,8 +41,17 @@ struct KVMSlots: Sendable {
         if isApart { best = sorted }
       }
     }
-    guard best.count > 1 || best.count == 1 && slots.count == 1 else { return nil }
+    guard Self.isWhole(best.map(\.range), blocks) else { return nil }
     ranges = best.map(\.range)
+  }
+
+  /// True if the ranges have the largest block, which is the guest's main memory, but for what lies
+  /// under the display's memory and ROM below 1 MiB.
+  private static func isWhole(_ ranges: [GuestRange], _ blocks: [RAMBlock]) -> Bool {
+    guard let main = blocks.max(by: { $0.usedLength < $1.usedLength }), ranges.first?.start == 0
+    else { return false }
+    let covered = ranges.filter { $0.block == main }.reduce(0) { $0 + $1.size }
+    return covered <= main.usedLength && main.usedLength - covered <= 1 << 20
   }
 
   private static func candidates(_ blocks: [RAMBlock], in image: ProcessImage) -> [Slot] {

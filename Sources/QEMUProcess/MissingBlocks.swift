@@ -9,8 +9,11 @@ extension QEMUProcess {
     let (absence, count) = image.source.presence(
       from: PageFrameNumber(block.host.rawValue >> pageShift), limit: frames)
     guard count >= frames, absence == .excluded || absence == .notInDump else { return nil }
+    let size =
+      block.usedLength >= 1 << 20
+      ? "\(block.usedLength >> 20) MiB" : "\(block.usedLength >> 10) KiB"
     let start =
-      "RAM block \(block.displayName) (\(block.usedLength >> 10) KiB at \(block.host)) is not in"
+      "RAM block \(block.displayName) (\(size) at \(block.host)) is not in"
       + " the core: "
     guard let file = image.core.file(at: block.host) else {
       return start

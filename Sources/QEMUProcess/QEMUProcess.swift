@@ -80,12 +80,7 @@ public struct QEMUProcess: Sendable {
 
   // MARK: The guest
 
-  /// KVM gives each vCPU a file, of which QEMU maps `struct kvm_run`: `anon_inode:kvm-vcpu:0`.
-  static let vcpuFile = "anon_inode:kvm-vcpu"
-
-  var usesKVM: Bool {
-    image.core.files.contains { $0.path.hasPrefix(Self.vcpuFile) }
-  }
+  var usesKVM: Bool { image.core.hasKVM }
 
   public func guest() -> Guest {
     let known = VMMCommandLine(commandLine.arguments)
@@ -125,11 +120,16 @@ public struct QEMUProcess: Sendable {
     let mapped = Set(layout.ranges.map(\.block))
     for block in blocks.blocks where mapped.contains(block) {
       if let why = whyNotDumped(block) {
-        findings.append(Finding(.warning, "qemu.block-not-dumped", why))
+        findings.append(Finding(.warning, "memory.block-not-dumped", why))
       }
     }
     return findings
   }
+}
+
+extension ProcessCore {
+  /// KVM gives each vCPU a file, of which QEMU maps `struct kvm_run`.
+  var hasKVM: Bool { files.contains { $0.path.hasPrefix("anon_inode:kvm-vcpu") } }
 }
 
 extension GuestRange {

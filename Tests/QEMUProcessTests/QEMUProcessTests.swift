@@ -125,7 +125,7 @@ struct QEMUProcessTests {
     let survey = MemorySurvey(of: guest.memory)
     #expect(survey.missing == [.notDumped: (0xa0000 + 0x20000 + 0x20000) >> pageShift])
     #expect(survey.present == 4)
-    let finding = try #require(guest.findings.first { $0.name == "qemu.block-not-dumped" })
+    let finding = try #require(guest.findings.first { $0.name == "memory.block-not-dumped" })
     #expect(finding.text.contains("pc.ram"))
     #expect(finding.text.contains("/dev/hugepages/web1"))
   }
@@ -317,6 +317,44 @@ struct DamagedQEMUTests {
   }
 }
 
+/// The program that the process ran, where it is at hand as a file.
+struct ProgramTests {
+  private static func open(
+    _ qemu: SyntheticQEMU, program: SyntheticQEMU
+  ) throws -> QEMUProcess {
+    let core = try qemu.core.file.save()
+    let file = try program.programFile.save()
+    let dump = try DumpFile.open(FilePath(core.path))
+    return try QEMUProcess(
+      try #require(dump.process), in: dump, program: try ProgramFile(FilePath(file.path)))
+  }
+
+  @Test func symbolsAreReadWhereTheCoreLeavesThemOut() throws {
+    #expect(
+      try openQEMU(SyntheticQEMU.pc.core.file).qemu.symbols?.address(of: "ram_list") == nil)
+    let qemu = try Self.open(.pc, program: .pc)
+    let symbols = try #require(qemu.symbols)
+    #expect(symbols.address(of: "ram_list")?.rawValue == SyntheticQEMU.ramList)
+    #expect(symbols.address(of: "address_space_memory")?.rawValue == SyntheticQEMU.addressSpace)
+    #expect(symbols.address(of: "kvm_state") == nil)
+    #expect(qemu.executable?.buildID == SyntheticQEMU.pc.buildID)
+    #expect(qemu.executable?.base.rawValue == SyntheticQEMU.base)
+    #expect(qemu.blocks.blocks.count == SyntheticQEMU.pc.blocks.count)
+  }
+
+  @Test func fileOfAnotherBuildIsRefused() throws {
+    var other = SyntheticQEMU.pc
+    other.buildID[0] = 0xff
+    #expect(throws: QEMUError.self) { try Self.open(.pc, program: other) }
+  }
+
+  @Test func programStartedByTheLoaderHasItsOwnSymbols() throws {
+    var qemu = SyntheticQEMU.pc
+    qemu.isStartedByLoader = true
+    #expect(try Self.open(qemu, program: .pc).blocks.blocks.count == qemu.blocks.count)
+  }
+}
+
 /// Where the guest's memory is when QEMU's own view of it is lost.
 struct LayoutTests {
   private static func withoutView(_ qemu: SyntheticQEMU) -> SyntheticFile {
@@ -333,6 +371,32 @@ struct LayoutTests {
     #expect(layout.ranges.map(\.start) == [0, 0xc0000, 0xfffc_0000, 0x1_0000_0000])
     #expect(layout.ranges.map(\.offset) == [0, 0xc0000, 0, 0xe0000])
     #expect(layout.ranges.map(\.isReadOnly) == [false, false, true, false])
+  }
+
+  /// Slots that are not all of the memory are something else that looks like slots.
+  @Test(arguments: [
+    [SyntheticQEMU.Range(0, size: 0xa0000, block: 0)],
+    [
+      SyntheticQEMU.Range(0x1000, size: 0xff000, block: 0, offset: 0x1000),
+      SyntheticQEMU.Range(0xfffc_0000, size: 0x4000, block: 1),
+    ],
+  ])
+  func slotsOfAPartAreNotUsed(_ slots: [SyntheticQEMU.Range]) throws {
+    var qemu = SyntheticQEMU.pc
+    qemu.blocks[0].size = 0x40_0000
+    qemu.slots = slots
+    let layout = try openQEMU(Self.withoutView(qemu)).qemu.layout
+    #expect(layout.findings.map(\.name) == ["qemu.layout-by-rule"])
+  }
+
+  @Test func whatLooksLikeSlotsIsNotUsedWithoutKVM() throws {
+    var qemu = SyntheticQEMU.pc
+    qemu.slots = qemu.ranges.filter { $0.block == 0 }
+    var core = qemu.core
+    core.store(UInt64(0), at: SyntheticQEMU.addressSpace + 32)
+    core.mappings.removeAll { $0.file == "anon_inode:kvm-vcpu:0" }
+    let layout = try openQEMU(core.file).qemu.layout
+    #expect(layout.findings.map(\.name) == ["qemu.layout-by-rule"])
   }
 
   /// GiB in memory, and the parts below and above 4 GiB.

@@ -60,6 +60,7 @@ public struct SyntheticQEMU: Sendable {
   public var regionLayout = RegionLayout.known
   /// True if the program was started through the dynamic loader.
   public var isStartedByLoader = false
+  public var buildID: [UInt8] = [1, 2, 3, 4, 5, 6, 7, 8]
   public var hasStack = true
   /// Slots of KVM: the ranges that they are made of; nil without KVM.
   public var slots: [Range]?
@@ -154,8 +155,60 @@ public struct SyntheticQEMU: Sendable {
     return core
   }
 
+  /// The program's file: its first page is in the core too, the second with the exported symbols is
+  /// not, as it was never written to.
+  public var programFile: SyntheticFile {
+    var file = SyntheticFile()
+    file.write([0x7f, 0x45, 0x4c, 0x46, 2, 1, 1], at: 0)
+    file.store(UInt64(64), at: 32)
+    file.store(UInt16(3), at: 56)
+    // PT_LOAD, PT_DYNAMIC, PT_NOTE: type, offset and address, size.
+    for (index, header) in [(1, 0, 0x3000), (2, 0x2000, 0x100), (4, 0x200, 0x100)].enumerated() {
+      let place = 64 + 56 * UInt64(index)
+      file.store(UInt32(header.0), at: place)
+      for offset: UInt64 in [8, 16] { file.store(UInt64(header.1), at: place + offset) }
+      for offset: UInt64 in [32, 40] { file.store(UInt64(header.2), at: place + offset) }
+    }
+    file.write(SyntheticNote(name: "GNU", type: 3, description: buildID).bytes, at: 0x200)
+    addSymbols(to: &file)
+    return file
+  }
+
+  private static let symbols = [
+    ("address_space_memory", addressSpace), ("main", base + 0x1100), ("ram_list", ramList),
+  ]
+
+  /// DT_GNU_HASH with one bucket, symbols and their names, in the second page.
+  private func addSymbols(to file: inout SyntheticFile) {
+    var names: [UInt8] = [0]
+    for (index, word) in [1, 1, 1, 0].enumerated() {
+      file.store(UInt32(word), at: 0x1000 + 4 * UInt64(index))
+    }
+    file.store(UInt32(1), at: 0x1018)
+    for (index, symbol) in Self.symbols.enumerated() {
+      let hash = symbol.0.utf8.reduce(UInt32(5381)) { $0 &* 33 &+ UInt32($1) }
+      let isLast = index == Self.symbols.count - 1
+      file.store(hash & ~1 | (isLast ? 1 : 0), at: 0x101c + 4 * UInt64(index))
+      let place = 0x1100 + 24 * UInt64(index + 1)
+      file.store(UInt32(names.count), at: place)
+      file.store(UInt16(1), at: place + 6)
+      file.store(symbol.1 - Self.base, at: place + 8)
+      names += Array(symbol.0.utf8) + [0]
+    }
+    file.write(names, at: 0x1200)
+    file.resize(to: 0x2000)
+  }
+
   private func addProgram(to core: inout SyntheticCore) {
     let file = program
+    core.write(Array(programFile.bytes.prefix(0x1000)), at: Self.base)
+    // DT_STRTAB and DT_SYMTAB as the loader leaves them, DT_GNU_HASH as it found it.
+    for (index, entry) in [
+      (5, Self.base + 0x1200), (6, Self.base + 0x1100), (0x6fff_fef5, 0x1000),
+    ].enumerated() {
+      core.store(UInt64(entry.0), at: Self.data + 16 * UInt64(index))
+      core.store(UInt64(entry.1), at: Self.data + 16 * UInt64(index) + 8)
+    }
     core.mappings += [
       SyntheticCore.Mapping(Self.base, size: 0x1000, file: file),
       SyntheticCore.Mapping(
