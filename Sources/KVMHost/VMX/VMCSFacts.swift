@@ -97,7 +97,8 @@ struct VMCSHostFacts: Sendable {
     if let processor, let area = entryAreas?.area(of: processor) {
       facts.add(.hostGDTRBase, area.memberIfPresent("gdt")?.address.rawValue, "\(area.path), gdt")
       facts.add(.hostTRBase, area.memberIfPresent("tss")?.address.rawValue, "\(area.path), tss")
-      if let stack = area.memberIfPresent("entry_stack_page"), let size = stack.type.size {
+      // struct entry_stack: 512 bytes in older kernels, then a page.
+      if let stack = try? area["entry_stack_page.stack"], let size = stack.type.size {
         facts.add(.hostSysenterESP, (stack.address + size).rawValue, "end of \(stack.path)")
       }
     }

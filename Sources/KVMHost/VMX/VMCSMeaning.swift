@@ -251,9 +251,10 @@ struct VMCSMeaning {
     ] {
       solver.match(field, size: 4, what) { isLinux[$0] ? $1 == value : nil }
     }
-    // The entry stack ends where the task begins.
+    // The entry stack (struct entry_stack) is in the page before the task: 512 bytes at its start in
+    // older kernels, then all of it.
     solver.match(.sysenterESP, size: 8, what) { index, value in
-      isLinux[index] ? tasks[index].map { $0 == value } : nil
+      isLinux[index] ? tasks[index].map { value == $0 || value == $0 &- 0xe00 } : nil
     }
     solver.explain(.sysenterEIP, "is code near LSTAR") { index, value in
       guard isLinux[index], let lstar = samples[index].guest?.lstar, let space = spaces[index]
