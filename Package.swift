@@ -108,7 +108,7 @@ let package = Package(
     tests(
       "QEMUProcessTests",
       uses: [
-        "QEMUProcess", "DumpFiles", "Guest", "Memory", "SyntheticDumps", "X86",
+        "QEMUProcess", "DumpFiles", "Guest", "LinuxKernel", "Memory", "SyntheticDumps", "X86",
         .product(name: "SystemPackage", package: "swift-system"),
       ]),
     .testTarget(

@@ -47,7 +47,7 @@ public struct RegisterSource: Hashable, Sendable {
     case hostProcessor = "host-processor"
     /// QEMU's own copy, `struct CPUX86State`, where it is current.
     case qemu
-    /// Not of this vCPU: what all of the guest kernel's vCPUs have, as its memory tells.
+    /// The memory of the guest's kernel: not what the vCPU had, but what leads to the kernel.
     case derived
   }
 

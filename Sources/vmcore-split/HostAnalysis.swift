@@ -3,6 +3,7 @@ import Guest
 import KVMHost
 import LinuxKernel
 import Memory
+import QEMUProcess
 import SystemPackage
 import X86
 
@@ -95,7 +96,8 @@ struct GuestAnalysis {
   init(_ guest: Guest, in dump: DumpFile, threads: Int) {
     survey = MemorySurvey(of: guest.memory)
     kernels = GuestKernels(of: guest, in: dump, threads: threads)
-    self.guest = guest
+    self.guest =
+      kernels.kernels.first.map { guest.derivingLostRegisters(from: $0, in: dump) } ?? guest
     self.guest.findings += Self.findings(guest, survey, kernels, dump)
   }
 
