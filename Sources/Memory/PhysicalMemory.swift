@@ -1,3 +1,5 @@
+import Synchronization
+
 /// Why the bytes of a page frame are not at hand.
 public enum Absence: String, Hashable, Sendable, CaseIterable {
   /// The frame is RAM of the machine, and whoever wrote the dump left it out (dump level).
@@ -68,5 +70,28 @@ extension PhysicalMemory {
       position = position + UInt64(end - start)
     }
     return bytes
+  }
+}
+
+/// A memory that keeps pages that were read, for those who walk the same tables again and again.
+public final class CachedMemory: PhysicalMemory {
+  private let memory: any PhysicalMemory
+  private let limit: Int
+  private let pages = Mutex<[PageFrameNumber: [UInt8]]>([:])
+
+  /// - Parameter pages: as many are kept at most; then all are given up.
+  public init(_ memory: any PhysicalMemory, pages: Int) {
+    self.memory = memory
+    limit = pages
+  }
+
+  public func page(_ frame: PageFrameNumber) throws(MemoryError) -> [UInt8] {
+    if let page = pages.withLock({ $0[frame] }) { return page }
+    let page = try memory.page(frame)
+    pages.withLock { pages in
+      if pages.count >= limit { pages.removeAll() }
+      pages[frame] = page
+    }
+    return page
   }
 }

@@ -15,12 +15,19 @@ struct VMCSGuest: Sendable {
 /// Values that the guest's memory explains.
 struct VMCSMeaning {
   private let samples: [VMCSSample]
+  /// The samples whose guest is looked at, each time for every free place.
+  private let guests: [Int: VMCSGuest]
 
-  init(_ samples: [VMCSSample]) { self.samples = samples }
-
-  /// Structures of which the guest is looked at, each time for every free place: more would cost
-  /// time and tell nothing new.
-  private static let limit = 32
+  init(_ samples: [VMCSSample]) {
+    self.samples = samples
+    let all = samples.indices.filter { samples[$0].guest != nil }
+    let count = min(all.count, 16)
+    let chosen = (0..<count).map { all[$0 * all.count / count] }
+    guests = Dictionary(
+      uniqueKeysWithValues: chosen.compactMap { index in
+        samples[index].guest.map { (index, $0) }
+      })
+  }
 
   func add(to solver: inout VMCSSolver) {
     addPageTableRoot(to: &solver)
@@ -39,17 +46,17 @@ struct VMCSMeaning {
 
   /// CR3 leads to page tables by which other values of the structure are addresses.
   private func addPageTableRoot(to solver: inout VMCSSolver) {
-    let guests = samples.indices.filter { samples[$0].guest.map { $0.root == nil } ?? false }
-      .prefix(Self.limit)
-    let addresses = samples.map { sample in
-      Set(
-        stride(from: VMCSSolver.firstOffset, through: sample.region.count - 8, by: 2).lazy
-          .compactMap { sample.region.load(UInt64.self, at: $0) }
+    let addresses = samples.indices.map { index -> Set<UInt64> in
+      guard guests[index] != nil else { return [] }
+      let region = samples[index].region
+      return Set(
+        stride(from: VMCSSolver.firstOffset, through: region.count - 8, by: 2).lazy
+          .compactMap { region.load(UInt64.self, at: $0) }
           .filter { $0 > 0xffff && isPlausible($0) })
     }
     solver.explain(.cr3, "leads to page tables that map other values of the VMCS") {
       index, value in
-      guard guests.contains(index), let guest = samples[index].guest else { return nil }
+      guard let guest = guests[index], guest.root == nil else { return nil }
       guard value >> 52 == 0, value >> pageShift != 0 else { return false }
       let root = PhysicalAddress(value & ~0xfff)
       do throws(MemoryError) {
@@ -74,7 +81,7 @@ struct VMCSMeaning {
   }
 
   private func space(of index: Int, _ solver: VMCSSolver) -> VirtualMemory? {
-    guard let guest = samples[index].guest,
+    guard let guest = guests[index],
       let root = guest.root ?? solver.value(of: .cr3, in: index)
     else { return nil }
     return VirtualMemory(
@@ -257,7 +264,7 @@ struct VMCSMeaning {
       isLinux[index] ? tasks[index].map { value == $0 || value == $0 &- 0xe00 } : nil
     }
     solver.explain(.sysenterEIP, "is code near LSTAR") { index, value in
-      guard isLinux[index], let lstar = samples[index].guest?.lstar, let space = spaces[index]
+      guard isLinux[index], let lstar = guests[index]?.lstar, let space = spaces[index]
       else { return nil }
       return value != lstar && value &- lstar &+ 0x8000 < 0x1_0000
         && Self.permits(space, value, isCode: true) ?? true
