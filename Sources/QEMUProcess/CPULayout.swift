@@ -100,25 +100,20 @@ struct EnvironmentLayout: Sendable {
     return value & long == long && value & ~0x36_fd01 == 0
   }
 
-  /// LSTAR and what else is an address is canonical, LSTAR is the kernel's; STAR names a kernel's
-  /// code segment, in a kernel the one in use; SFMASK has 32 bits and masks interrupts.
+  /// LSTAR and what else is an address is canonical, LSTAR is the kernel's; SFMASK has 32 bits and
+  /// masks interrupts; STAR names the code segment in use, and has nothing in its lower half, which
+  /// is for 32-bit kernels.
   private static func isSystemCalls(
     _ head: EnvironmentHead, _ bytes: [UInt8], _ offset: Int
   ) -> Bool {
     guard let segment: UInt64 = bytes.load(at: offset), segment <= 0xffff,
       let lstar: UInt64 = bytes.load(at: offset + SystemCall.lstar), lstar >> 56 == 0xff,
-      let star: UInt64 = bytes.load(at: offset + SystemCall.star), star >> 32 & 0xfff8 != 0,
+      let star: UInt64 = bytes.load(at: offset + SystemCall.star), head.hasSegment(of: star),
       let mask: UInt64 = bytes.load(at: offset + SystemCall.sfmask), mask >> 32 == 0,
       mask & 1 << 9 != 0,
       let save: UInt64 = bytes.load(at: offset + SystemCall.hostSave), save & (pageSize - 1) == 0,
       save >> 52 == 0
     else { return false }
-    let code = head.codeSegment
-    if code.attributes.isPresent, code.attributes.privilegeLevel == 0, !head.mayBeInFirmware,
-      UInt64(code.selector & 0xfffc) != star >> 32 & 0xfffc
-    {
-      return false
-    }
     return [
       SystemCall.sysenterESP, SystemCall.sysenterEIP, SystemCall.cstar, SystemCall.kernelGSBase,
     ].allSatisfy { bytes.load(at: offset + $0).map(isCanonical) ?? false }
@@ -160,6 +155,14 @@ struct EnvironmentLayout: Sendable {
 }
 
 extension EnvironmentHead {
-  /// In system management mode and such the segments are not those of the system.
-  fileprivate var mayBeInFirmware: Bool { control[0] & ControlBits.paging == 0 }
+  /// Whether a STAR fits the code segment: SYSCALL loads bits 32-47 into CS; SYSRET bits 48-63, to
+  /// 64-bit code 16 more (SDM vol. 2B, SYSCALL and SYSRET).
+  fileprivate func hasSegment(of star: UInt64) -> Bool {
+    let system = UInt16(truncatingIfNeeded: star >> 32) & 0xfffc
+    let user = UInt16(truncatingIfNeeded: star >> 48) & 0xfffc
+    guard star & 0xffff_ffff == 0, system != 0, user != 0 else { return false }
+    let selector = codeSegment.selector & 0xfffc
+    guard codeSegment.selector & 3 == 3 else { return selector == system }
+    return selector == user || selector == user &+ 16
+  }
 }

@@ -195,6 +195,15 @@ struct CPUTests {
     #expect(registers[.pat].value == nil)
   }
 
+  @Test(arguments: [(0x10, true), (0x33, true), (0x23, true), (0x18, false), (0x2b, false)])
+  func codeSegmentTellsThePlaceOfSTAR(selector: UInt32, fits: Bool) throws {
+    let cpu = SyntheticCPU(0)
+    let registers = try guest([cpu]) { core in
+      core.store(selector, at: cpu.environment + 184 + 24)
+    }.processors[0].registers
+    #expect(registers[.star].value == (fits ? cpu.msrs[3] : nil))
+  }
+
   @Test func registersThatOnlyOneVCPUHasInAPlaceAreUnknown() throws {
     var cpus = [SyntheticCPU(0), SyntheticCPU(1)]
     cpus[1].attributeTable = 0x0007_0406_0007_0406

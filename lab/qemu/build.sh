@@ -13,15 +13,17 @@
 #   hugetlb   RAM in shared huge pages: not in the kernel's core under the default coredump_filter
 #   big       3 GiB, split below 4 GiB (q35)
 #   bigpc     3 GiB, split below 4 GiB by an option (pc)
+#   plain     1 vCPU of an old processor (qemu64, no XSAVE)
+#   wide      3 vCPUs with all that QEMU can emulate (max)
 #   dontdump  RAM that QEMU excludes from its cores
 #   kvm       by KVM, on the host of the SVM lab: kvm (stopped and asked for its registers), kvm-stopped, kvm-running
-#   anon13 memfd13 big13 bigpc13 dontdump13 kvm13   the same by Debian 13's QEMU
+#   anon13 memfd13 big13 bigpc13 plain13 wide13 dontdump13 kvm13   the same by Debian 13's QEMU
 # Other steps, which scenarios call as they need them: deps tools fetch images qemu13
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 lab=qemu
 . "$here/../common/steps.sh" "$1"; shift
-scenarios="anon memfd hugetlb big bigpc dontdump kvm anon13 memfd13 big13 bigpc13 dontdump13 kvm13"
+scenarios="anon memfd hugetlb big bigpc plain wide dontdump kvm anon13 memfd13 big13 bigpc13 plain13 wide13 dontdump13 kvm13"
 
 . "$here/../common/packages.sh"
 . "$here/../common/initramfs.sh"

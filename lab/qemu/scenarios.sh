@@ -36,6 +36,8 @@ memfd()    { cores $1 128 "stopped.gcore stopped.core" -M pc,memory-backend=m0 \
 		-object memory-backend-memfd,id=m0,size=128M,share=on; }
 big()      { cores $1 3072 stopped.core -M q35; }
 bigpc()    { cores $1 3072 stopped.core -M pc,max-ram-below-4g=2G; }
+plain()    { cores $1 128 stopped.core -M pc -cpu qemu64 -smp 1; }
+wide()     { cores $1 128 stopped.core -M q35 -cpu max -smp 3; }
 dontdump() { cores $1 128 "stopped.gcore stopped.core" -M q35,dump-guest-core=off; }
 
 hugetlb() {

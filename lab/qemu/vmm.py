@@ -69,7 +69,7 @@ def start(command):
 def wait(process, marker, seconds=300):
     for _ in range(seconds * 2):
         with open("console", errors="replace") as file:
-            if marker in file.read():
+            if os.path.exists("qmp") and marker in file.read():
                 return
         if process.poll() is not None:
             raise SystemExit(open("qemu.log").read() + f"QEMU ended with {process.returncode}")
