@@ -41,9 +41,8 @@ struct FlatView: Sendable {
     static let startHigh = 24
     static let length = 32
     static let lengthHigh = 40
-    /// dirty_log_mask, romd_mode, readonly, nonvolatile.
+    /// dirty_log_mask, romd_mode, readonly.
     static let isReadOnly = 50
-    static let isNonvolatile = 51
     static let size = 64
   }
 
@@ -122,7 +121,7 @@ struct FlatView: Sendable {
       guard let found = regions[address], let block = found.block else { continue }
       // A region of RAM whose block is not on the list is no region of RAM.
       guard let block = blocks[block] else { return nil }
-      guard found.isMemory, bytes[offset + RangeOffset.isNonvolatile] == 0 else { continue }
+      guard found.isMemory else { continue }
       guard regionOffset <= block.maximumLength, size <= block.maximumLength - regionOffset,
         sizeHigh == 0
       else { return nil }

@@ -17,10 +17,10 @@ struct GuestLayout: Sendable {
     if let layout = MemoryRegionLayout(of: blocks, in: image),
       let view = FlatView(of: blocks, layout, in: image, executable, symbols)
     {
-      ranges = view.ranges
+      ranges = Self.withoutUnplugged(view.ranges, in: image)
       findings = []
     } else if image.core.hasKVM, let slots = KVMSlots(of: blocks, in: image) {
-      ranges = slots.ranges
+      ranges = Self.withoutUnplugged(slots.ranges, in: image)
       findings = [
         Finding(
           .note, "qemu.layout-of-slots",
@@ -38,5 +38,10 @@ struct GuestLayout: Sendable {
     } else {
       throw .noLayout
     }
+  }
+  private static func withoutUnplugged(
+    _ ranges: [GuestRange], in image: ProcessImage
+  ) -> [GuestRange] {
+    ranges.flatMap { VirtioMemory($0, in: image)?.plugged ?? [$0] }
   }
 }

@@ -28,7 +28,7 @@ func error(_ file: SyntheticFile) throws -> QEMUError? {
 func truth(_ qemu: SyntheticQEMU, _ core: SyntheticCore) -> [UInt64: [UInt8]] {
   var pages: [UInt64: [UInt8]] = [:]
   for range in qemu.ranges {
-    guard let index = range.block, !range.isNonvolatile, qemu.blocks[index].isRAM,
+    guard let index = range.block, qemu.blocks[index].isRAM,
       !qemu.blocks[index].isDevice
     else { continue }
     for offset in stride(from: 0, to: range.size, by: Int(pageSize)) {
@@ -83,6 +83,35 @@ struct QEMUProcessTests {
     #expect(regions.filter(\.isReadOnly).map(\.start.rawValue) == [0xfffc_0000])
   }
 
+  /// A device of 32 blocks, of which some are plugged in.
+  private static func virtioMemory(_ plugged: Set<Int>) -> SyntheticQEMU {
+    var qemu = SyntheticQEMU.pc
+    qemu.blocks[5] = SyntheticQEMU.Block("v0", size: 32 * pageSize)
+    qemu.blocks[5].plugged = (0..<32).map(plugged.contains)
+    qemu.ranges[qemu.ranges.count - 1].size = 32 * pageSize
+    return qemu
+  }
+
+  @Test(arguments: [[], [0], [31], [3, 4, 5, 17], Array(0..<32)])
+  func unpluggedMemoryIsNotTheGuests(_ plugged: [Int]) throws {
+    let qemu = Self.virtioMemory(Set(plugged))
+    let map = try openQEMU(qemu.core.file).qemu.guest().memory
+    for block in 0..<32 {
+      let address = GuestPhysicalAddress(0x1_8000_0000 + UInt64(block) * pageSize)
+      #expect((map.region(holding: address) != nil) == plugged.contains(block))
+    }
+    #expect(
+      map.size == 0x10_0000 - 0x20000 + 0x4000 + UInt64(plugged.count) * pageSize)
+  }
+
+  /// A bitmap that does not agree with the device's size is none: no memory is lost by it.
+  @Test func deviceThatDisagreesWithItselfIsNotBelieved() throws {
+    var qemu = Self.virtioMemory([1, 2])
+    qemu.blocks[5].pluggedSize = 3 * pageSize
+    let map = try openQEMU(qemu.core.file).qemu.guest().memory
+    #expect(map.size == 0x10_0000 - 0x20000 + 0x4000 + 32 * pageSize)
+  }
+
   // MARK: Identity
 
   @Test func guestIsCalledWhatTheCommandLineSays() throws {
@@ -124,7 +153,7 @@ struct QEMUProcessTests {
     let guest = try openQEMU(qemu.core.file).qemu.guest()
     let survey = MemorySurvey(of: guest.memory)
     #expect(survey.missing == [.notDumped: (0xa0000 + 0x20000 + 0x20000) >> pageShift])
-    #expect(survey.present == 4)
+    #expect(survey.present == 5)
     let finding = try #require(guest.findings.first { $0.name == "memory.block-not-dumped" })
     #expect(finding.text.contains("pc.ram"))
     #expect(finding.text.contains("/dev/hugepages/web1"))
@@ -138,7 +167,8 @@ struct QEMUProcessTests {
     let (dump, found) = try openQEMU(file)
     #expect(dump.isIncomplete)
     let survey = MemorySurvey(of: found.guest().memory)
-    #expect(survey.missing == [.truncated: (0x20000 + 0x20000 + 0x20000 + 0x4000) >> pageShift])
+    #expect(
+      survey.missing == [.truncated: (0x20000 + 0x20000 + 0x20000 + 0x4000 + 0x1000) >> pageShift])
     #expect(survey.present == 0x80000 >> pageShift)
     #expect(found.guest().identity.name == "web1")
   }

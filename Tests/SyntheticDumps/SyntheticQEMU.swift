@@ -15,6 +15,10 @@ public struct SyntheticQEMU: Sendable {
     public var isRAM = true
     /// Memory of a device of the host.
     public var isDevice = false
+    /// Of a virtio-mem device: which of its blocks of 4 KiB are plugged in.
+    public var plugged: [Bool]?
+    /// Bytes that the device says are plugged in; nil: as many as there are.
+    public var pluggedSize: UInt64?
 
     public init(_ name: String, size: UInt64) {
       self.name = name
@@ -30,7 +34,6 @@ public struct SyntheticQEMU: Sendable {
     public var block: Int?
     public var offset: UInt64
     public var isReadOnly = false
-    public var isNonvolatile = false
 
     public init(_ start: UInt64, size: UInt64, block: Int?, offset: UInt64 = 0) {
       self.start = start
@@ -81,8 +84,6 @@ public struct SyntheticQEMU: Sendable {
     tables.maximum = 0x8000
     var rom = Range(0xfffc_0000, size: 0x4000, block: 1)
     rom.isReadOnly = true
-    var persistent = Range(0x1_8000_0000, size: 0x1000, block: 5)
-    persistent.isNonvolatile = true
     return SyntheticQEMU(
       blocks: [
         Block("pc.ram", size: 0x10_0000), Block("pc.bios", size: 0x4000), flash, device, tables,
@@ -93,7 +94,8 @@ public struct SyntheticQEMU: Sendable {
         Range(0xc0000, size: 0x20000, block: 0, offset: 0xc0000),
         Range(0xe000_0000, size: 0x2000, block: 3), Range(0xfee0_0000, size: 0x1000, block: nil),
         Range(0xff00_0000, size: 0x4000, block: 2), rom,
-        Range(0x1_0000_0000, size: 0x20000, block: 0, offset: 0xe0000), persistent,
+        Range(0x1_0000_0000, size: 0x20000, block: 0, offset: 0xe0000),
+        Range(0x1_8000_0000, size: 0x1000, block: 5),
       ])
   }
 
@@ -250,6 +252,26 @@ public struct SyntheticQEMU: Sendable {
     core.store(block.size, at: region + regionLayout.size)
     core.store(UInt8(1), at: region + regionLayout.size + 40)
     core.store(UInt8(block.isDevice ? 1 : 0), at: region + regionLayout.size + 41)
+    if let plugged = block.plugged { addDevice(of: index, plugged, to: &core) }
+  }
+
+  /// A VirtIOMEM object, which the block's region points to.
+  private func addDevice(of block: Int, _ plugged: [Bool], to core: inout SyntheticCore) {
+    let object = Self.heap + 0xd000
+    let bitmap = Self.heap + 0xe000
+    core.store(object, at: Self.region(block) + 0x100)
+    core.store(UInt32(plugged.count), at: object + 560)
+    core.store(bitmap, at: object + 568)
+    let start = ranges.first { $0.block == block }?.start ?? 0
+    let size = blocks[block].pluggedSize ?? UInt64(plugged.count { $0 }) * pageSize
+    for (index, word) in [start, blocks[block].size, size, size, pageSize].enumerated() {
+      core.store(word, at: object + 592 + 8 * UInt64(index))
+    }
+    for (bit, isPlugged) in plugged.enumerated() where isPlugged {
+      let byte = bitmap + UInt64(bit / 8)
+      let old = core.memory.bytes(at: PhysicalAddress(byte), count: 1)[0]
+      core.store(old | 1 << UInt8(bit % 8), at: byte)
+    }
   }
 
   private func addView(to core: inout SyntheticCore) {
@@ -267,7 +289,6 @@ public struct SyntheticQEMU: Sendable {
       core.store(range.start, at: address + 16)
       core.store(range.size, at: address + 32)
       core.store(UInt8(range.isReadOnly ? 1 : 0), at: address + 50)
-      core.store(UInt8(range.isNonvolatile ? 1 : 0), at: address + 51)
     }
   }
 
