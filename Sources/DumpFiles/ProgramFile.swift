@@ -9,10 +9,6 @@ public final class ProgramFile: Sendable {
   public init(_ path: FilePath) throws(DumpFileError) {
     file = try InputFile(path)
     self.path = path
-    let start = try file.bytes(at: 0, count: 64)
-    guard case .elf = FileSignature(start) else {
-      throw .notADump(path, .unknown(firstBytes: Array(start.prefix(8))))
-    }
   }
 
   /// Up to `count` bytes from `offset` on, fewer at the file's end or where reading fails.

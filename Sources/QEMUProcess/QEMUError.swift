@@ -11,7 +11,7 @@ public enum QEMUError: Error, Hashable, Sendable {
   /// The RAM blocks are known, and not where the guest has them.
   case noLayout
   /// The file given as QEMU's program is not the one that the process ran.
-  case otherProgram(path: String, buildID: String, wanted: String)
+  case otherProgram(path: String, buildID: String?, wanted: String)
 }
 
 extension QEMUError: Diagnosis {
@@ -38,7 +38,8 @@ extension QEMUError: Diagnosis {
       "QEMU's view of the guest's physical memory is not in the core, nor are KVM's slots, and the"
         + " command line does not tell the machine"
     case .otherProgram(let path, let id, let wanted):
-      "\(path) is not the program of the core: its build ID is \(id), not \(wanted)"
+      "\(path) is not the program of the core: "
+        + (id.map { "its build ID is \($0), not \(wanted)" } ?? "it has no build ID \(wanted)")
     }
   }
 

@@ -54,9 +54,10 @@ public struct QEMUProcess: Sendable {
     of executable: Executable, given: ProgramFile?
   ) throws(QEMUError) -> ProgramFile? {
     if let given {
-      if let wanted = executable.buildID, let id = given.buildID, id != wanted {
+      let id = given.buildID
+      if let wanted = executable.buildID, id != wanted {
         throw .otherProgram(
-          path: given.path.string, buildID: id.digits, wanted: wanted.digits)
+          path: given.path.string, buildID: id?.digits, wanted: wanted.digits)
       }
       return given
     }
