@@ -89,7 +89,8 @@ struct VMXProcessor: Sendable {
     var file = RegisterFile()
     try? VMXRegisters(of: self).readSystemCallRegisters(into: &file)
     return VMCSGuest(
-      memory: CachedMemory(memory, pages: 64), levels: cr4 & ControlBits.fiveLevelPaging != 0 ? 5 : 4, root: root,
+      memory: CachedMemory(memory, pages: 64),
+      levels: cr4 & ControlBits.fiveLevelPaging != 0 ? 5 : 4, root: root,
       lstar: file[.lstar].value)
   }
 }
