@@ -20,7 +20,7 @@ struct KVMProcessor {
   ) throws(KernelError) {
     guard protection != .sevES else {
       processor = VirtualProcessor(
-        index: index, state: .exited, registers: .unreadable(because: "encrypted by SEV-ES"))
+        index: index, state: .exited, registers: .unknown(because: "encrypted by SEV-ES"))
       return
     }
     var registers = try KVMRegisters(vcpu, types: host.types).read()
@@ -80,7 +80,7 @@ struct KVMProcessor {
       let merged = try VMXRegisters(VMXStructures(vcpu, types: types), on: host)
       var structure: DecodedVMCS?
       let findings: [Finding]
-      if let (_, reading, told) = structures.reading(of: vcpu) {
+      if let (reading, told) = structures.reading(of: vcpu) {
         if case .current(let vmcs, _, _) = reading { structure = vmcs }
         findings = told
       } else {
@@ -140,14 +140,6 @@ extension Finding {
 }
 
 extension RegisterFile {
-  fileprivate static func unreadable(because reason: String) -> RegisterFile {
-    var file = RegisterFile()
-    for register in Register.allCases { file[register] = .unknown(reason: reason) }
-    for register in SegmentRegister.allCases { file[register] = .unknown(reason: reason) }
-    for register in TableRegister.allCases { file[register] = .unknown(reason: reason) }
-    return file
-  }
-
   /// Takes what `live` knows. Of the rest only registers whose every change makes the guest exit
   /// are still current; the others are given up.
   fileprivate mutating func override(with live: RegisterFile) {

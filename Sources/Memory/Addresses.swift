@@ -31,6 +31,25 @@ extension Address {
 
   @inlinable public var isPageAligned: Bool { pageOffset == 0 }
 
+  /// `count` bytes from this address on, of which `page` gives the page that holds an address.
+  ///
+  /// `count` must be bounded by the caller: it is allocated.
+  @inlinable public func read<Failure: Error>(
+    count: Int, page: (Self) throws(Failure) -> [UInt8]
+  ) throws(Failure) -> [UInt8] {
+    var bytes: [UInt8] = []
+    bytes.reserveCapacity(count)
+    var position = self
+    while bytes.count < count {
+      let page = try page(position)
+      let start = position.pageOffset
+      let end = min(page.count, start + count - bytes.count)
+      bytes += page[start..<end]
+      position = position + UInt64(end - start)
+    }
+    return bytes
+  }
+
   public var description: String { hexadecimal(rawValue) }
 }
 

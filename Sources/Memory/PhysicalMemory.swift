@@ -59,17 +59,7 @@ extension PhysicalMemory {
   ///
   /// `count` must be bounded by the caller: it is allocated.
   public func read(_ address: PhysicalAddress, count: Int) throws(MemoryError) -> [UInt8] {
-    var bytes: [UInt8] = []
-    bytes.reserveCapacity(count)
-    var position = address
-    while bytes.count < count {
-      let page = try page(position.frame)
-      let start = position.pageOffset
-      let end = min(page.count, start + count - bytes.count)
-      bytes += page[start..<end]
-      position = position + UInt64(end - start)
-    }
-    return bytes
+    try address.read(count: count) { position throws(MemoryError) in try page(position.frame) }
   }
 }
 

@@ -73,14 +73,3 @@ extension QEMUProcess {
     return findings
   }
 }
-
-extension RegisterFile {
-  /// Nothing known, and why.
-  static func unknown(because reason: String) -> RegisterFile {
-    var registers = RegisterFile()
-    for register in Register.allCases { registers[register] = .unknown(reason: reason) }
-    for register in SegmentRegister.allCases { registers[register] = .unknown(reason: reason) }
-    for register in TableRegister.allCases { registers[register] = .unknown(reason: reason) }
-    return registers
-  }
-}

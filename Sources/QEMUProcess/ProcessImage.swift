@@ -46,17 +46,7 @@ public struct ProcessImage: Sendable {
   public func read(
     _ address: VirtualAddress, count: Int
   ) throws(ProcessMemoryError) -> [UInt8] {
-    var bytes: [UInt8] = []
-    bytes.reserveCapacity(count)
-    var position = address
-    while bytes.count < count {
-      let page = try page(at: position)
-      let start = position.pageOffset
-      let end = min(page.count, start + count - bytes.count)
-      bytes += page[start..<end]
-      position = position + UInt64(end - start)
-    }
-    return bytes
+    try address.read(count: count) { position throws(ProcessMemoryError) in try page(at: position) }
   }
 
   public func load<Integer: FixedWidthInteger>(

@@ -79,6 +79,15 @@ public struct RegisterFile: Hashable, Sendable {
 
   public init() {}
 
+  /// Nothing known, and why.
+  public static func unknown(because reason: String) -> RegisterFile {
+    var file = RegisterFile()
+    for register in Register.allCases { file[register] = .unknown(reason: reason) }
+    for register in SegmentRegister.allCases { file[register] = .unknown(reason: reason) }
+    for register in TableRegister.allCases { file[register] = .unknown(reason: reason) }
+    return file
+  }
+
   private static var notRead: String { "not kept by this source" }
 
   public subscript(register: Register) -> Reading<UInt64> {

@@ -18,17 +18,9 @@ public struct VirtualMemory: Sendable {
   /// `count` bytes from `address` on. `count` must be bounded by the caller: it is allocated.
   public func read(_ address: VirtualAddress, count: Int) throws(MemoryError) -> [UInt8] {
     var walker = PageTableWalker(tables, in: physical)
-    var bytes: [UInt8] = []
-    bytes.reserveCapacity(count)
-    var position = address
-    while bytes.count < count {
-      let page = try physical.page(translate(position, by: &walker).frame)
-      let start = position.pageOffset
-      let end = min(page.count, start + count - bytes.count)
-      bytes += page[start..<end]
-      position = position + UInt64(end - start)
+    return try address.read(count: count) { position throws(MemoryError) in
+      try physical.page(translate(position, by: &walker).frame)
     }
-    return bytes
   }
 
   public func load<Integer: FixedWidthInteger>(

@@ -187,7 +187,7 @@ struct ControlStructures: Sendable {
   /// A vCPU's structure with what is to be said of it; nil if it cannot be found.
   func reading(
     of processor: KernelObject
-  ) -> (processor: VMXProcessor, reading: VMCSReader.Reading, findings: [Finding])? {
+  ) -> (reading: VMCSReader.Reading, findings: [Finding])? {
     guard let entry = structures[processor.address] else { return nil }
     var findings = entry.reading.finding(of: entry.index).map { [$0] } ?? []
     if entry.wasSearched {
@@ -197,7 +197,7 @@ struct ControlStructures: Sendable {
           "vCPU \(entry.index): KVM's structures do not lead to its VMCS; the one at physical"
             + " address \(entry.processor.address) is taken, as it alone holds what KVM remembers"))
     }
-    return (entry.processor, entry.reading, findings)
+    return (entry.reading, findings)
   }
 
   /// Those of a VM's vCPUs.

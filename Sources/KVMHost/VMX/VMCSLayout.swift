@@ -45,6 +45,12 @@ public struct VMCSLayout: Sendable {
     self.evidence = evidence
   }
 
+  /// The revision identifier in the head of a region: bits 30:0 of its first doubleword (SDM
+  /// vol. 3C 24.2).
+  static func revision(of region: [UInt8]) -> UInt32 {
+    (region.load(UInt32.self, at: 0) ?? 0) & 0x7fff_ffff
+  }
+
   /// The fields that the layout knows, in order.
   var fields: [VMCSField] { places.keys.sorted() }
 

@@ -9,8 +9,7 @@ struct VMCSSearch {
     let address: PhysicalAddress
     let region: [UInt8]
 
-    /// Bits 30:0 of the first doubleword (SDM vol. 3C 24.2).
-    var revision: UInt32 { (region.load(UInt32.self, at: 0) ?? 0) & 0x7fff_ffff }
+    var revision: UInt32 { VMCSLayout.revision(of: region) }
   }
 
   private let host: KVMHost

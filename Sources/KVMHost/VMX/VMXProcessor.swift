@@ -6,6 +6,7 @@ import X86
 struct VMXStructures: Sendable {
   let vcpu: KernelObject
   let vmx: KernelObject
+  /// `struct loaded_vmcs` of the control structure in use.
   let loaded: KernelObject
 
   init(_ vcpu: KernelObject, types: BTF) throws(KernelError) {
@@ -29,10 +30,7 @@ struct VMXStructures: Sendable {
 
 /// The part of a vCPU that kvm_intel keeps: `struct vcpu_vmx` and its control structure (VMCS).
 struct VMXProcessor: Sendable {
-  let vcpu: KernelObject
-  let vmx: KernelObject
-  /// `struct loaded_vmcs` of the structure in use.
-  let loaded: KernelObject
+  let structures: VMXStructures
   let host: KVMHost
   let address: PhysicalAddress
   let region: [UInt8]
@@ -57,13 +55,15 @@ struct VMXProcessor: Sendable {
   init(
     _ structures: VMXStructures, on host: KVMHost, at address: PhysicalAddress, _ region: [UInt8]
   ) {
-    vcpu = structures.vcpu
-    vmx = structures.vmx
-    loaded = structures.loaded
+    self.structures = structures
     self.host = host
     self.address = address
     self.region = region
   }
+
+  var vcpu: KernelObject { structures.vcpu }
+  var vmx: KernelObject { structures.vmx }
+  var loaded: KernelObject { structures.loaded }
 
   /// True if the structure in use is that of a guest of the guest.
   func runsNestedGuest() throws(KernelError) -> Bool {
@@ -71,8 +71,7 @@ struct VMXProcessor: Sendable {
     return loaded.address == nested.address
   }
 
-  /// The revision identifier: the region's first 31 bits (SDM vol. 3C 24.2).
-  var revision: UInt32 { (region.load(UInt32.self, at: 0) ?? 0) & 0x7fff_ffff }
+  var revision: UInt32 { VMCSLayout.revision(of: region) }
 
   /// - Parameter guest: the memory of the guest that the vCPU belongs to.
   func sample(in guest: any PhysicalMemory) -> VMCSSample {
@@ -87,7 +86,7 @@ struct VMXProcessor: Sendable {
     else { return nil }
     let root = loadsOfCR3Exit ? try? vcpu["arch.cr3"].unsigned() : nil
     var file = RegisterFile()
-    try? VMXRegisters(of: self).readSystemCallRegisters(into: &file)
+    try? VMXRegisters(structures, on: host).readSystemCallRegisters(into: &file)
     return VMCSGuest(
       memory: CachedMemory(memory, pages: 64),
       levels: cr4 & ControlBits.fiveLevelPaging != 0 ? 5 : 4, root: root,

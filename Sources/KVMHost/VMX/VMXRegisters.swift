@@ -17,13 +17,6 @@ struct VMXRegisters {
     self.host = host
   }
 
-  init(of processor: VMXProcessor) {
-    vcpu = processor.vcpu
-    vmx = processor.vmx
-    loaded = processor.loaded
-    host = processor.host
-  }
-
   /// What the guest resumes with, if the vCPU runs a guest of its own.
   func resumeState() throws(KernelError) -> VMCS12? { try VMCS12(of: vmx, using: loaded) }
 
