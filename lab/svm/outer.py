@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
 """outer.py - starts the outer QEMU, waits for lines on its console, and drives it over QMP.
 
-outer.py run  DIR MARKER TIMEOUT -- qemu-argument...   starts it, detached, and waits for MARKER
-outer.py wait DIR MARKER TIMEOUT                       waits for MARKER on the console
+outer.py run  DIR MARKER TIMEOUT OUTPUT -- command...  starts it, detached, and waits for MARKER
+outer.py wait DIR MARKER TIMEOUT OUTPUT                waits for MARKER on the console; gives up if neither that nor a
+                                                       file of the folder OUTPUT grows any more
 outer.py qmp  DIR COMMAND                              one QMP command
 outer.py hmp  DIR 'info registers -a'                  one monitor command
 outer.py dump DIR FILE FORMAT                          stops the machine and dumps it (elf, kdump-zlib)
@@ -16,6 +17,7 @@ import sys
 import time
 
 SHOWN = ("HOST:", "GUEST:", "KDUMP:")
+STILL = 300     # seconds without a sign of life
 
 
 class Qmp:
@@ -37,16 +39,33 @@ class Qmp:
                 raise SystemExit(f"{command}: {answer['error']['desc']}")
 
 
-def wait(folder, marker, timeout, process=None):
+def size(folder):
+    """Bytes of a file, or of all files of a folder."""
+    if os.path.isfile(folder):
+        return os.path.getsize(folder)
+    return sum(os.path.getsize(os.path.join(place, name)) for place, _, names in os.walk(folder) for name in names)
+
+
+def wait(folder, marker, timeout, output, process=None):
     """Shows the console's lines for us up to the one with the marker; 1 if it does not come."""
     start, seen = time.time(), 0
+    last, grown = 0, start
     while time.time() - start < timeout:
+        now = size(folder + "/console") + size(output)
+        if now != last:
+            last, grown = now, time.time()
+        if time.time() - grown > STILL:
+            print(f"no sign of life for {STILL} s")
+            return 1
         with open(folder + "/console", errors="replace") as file:
             lines = file.read().splitlines(keepends=True)
         for line in lines[seen:]:
             if not line.endswith("\n"):
                 break
             seen += 1
+            if "Kernel panic" in line and "sysrq triggered" not in line:
+                print(line.strip())
+                return 1
             if line.startswith(SHOWN):
                 print(f"{time.time() - start:7.1f}s {line.strip()}", flush=True)
                 if marker in line:
@@ -62,7 +81,7 @@ def wait(folder, marker, timeout, process=None):
     return 1
 
 
-def run(folder, marker, timeout, command):
+def run(folder, marker, timeout, output, command):
     os.makedirs(folder, exist_ok=True)
     with open(folder + "/console", "w"):
         pass
@@ -72,7 +91,7 @@ def run(folder, marker, timeout, command):
     with open(folder + "/qemu.log", "w") as log:
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
                                    start_new_session=True)
-    return wait(folder, marker, timeout, process)
+    return wait(folder, marker, timeout, output, process)
 
 
 def dump(folder, path, form):
@@ -86,9 +105,9 @@ def dump(folder, path, form):
 
 def main(verb, folder, *rest):
     if verb == "run":
-        return run(folder, rest[0], float(rest[1]), list(rest[rest.index("--") + 1:]))
+        return run(folder, rest[0], float(rest[1]), rest[2], list(rest[rest.index("--") + 1:]))
     if verb == "wait":
-        return wait(folder, rest[0], float(rest[1]))
+        return wait(folder, rest[0], float(rest[1]), rest[2])
     if verb == "dump":
         dump(folder, *rest)
     elif verb == "hmp":
