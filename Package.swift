@@ -58,11 +58,14 @@ let package = Package(
       ]),
     library("LinuxKernel", uses: ["Memory", "X86"]),
     .target(
-      name: "KVMHost", dependencies: ["Memory", "X86", "LinuxKernel", "Guest"],
+      name: "ControlBlocks", dependencies: ["Memory", "X86", "Guest"],
       resources: vmcsLayouts.map { .embedInCode("VMX/Layouts/\($0).txt") } + [
         .embedInCode("VMX/VMCSFields.tsv")
       ], cSettings: cSettings, swiftSettings: swiftSettings),
-    library("QEMUProcess", uses: ["Memory", "X86", "LinuxKernel", "Guest", "DumpFiles"]),
+    library("KVMHost", uses: ["Memory", "X86", "LinuxKernel", "ControlBlocks", "Guest"]),
+    library(
+      "QEMUProcess",
+      uses: ["Memory", "X86", "LinuxKernel", "ControlBlocks", "Guest", "DumpFiles"]),
     library(
       "GuestVmcore",
       uses: [
@@ -72,8 +75,8 @@ let package = Package(
     .executableTarget(
       name: "vmcore-split",
       dependencies: [
-        "Memory", "X86", "DumpFiles", "LinuxKernel", "KVMHost", "QEMUProcess", "Guest",
-        "GuestVmcore",
+        "Memory", "X86", "DumpFiles", "LinuxKernel", "ControlBlocks", "KVMHost", "QEMUProcess",
+        "Guest", "GuestVmcore",
         .product(name: "ArgumentParser", package: "swift-argument-parser"),
         .product(name: "SystemPackage", package: "swift-system"),
       ],
@@ -88,27 +91,33 @@ let package = Package(
         "DumpFiles", "Memory", "SyntheticDumps",
         .product(name: "SystemPackage", package: "swift-system"),
       ]),
+    tests(
+      "ControlBlocksTests", uses: ["ControlBlocks", "Guest", "Memory", "SyntheticDumps", "X86"]),
     tests("X86Tests", uses: ["X86", "Memory"]),
     tests(
       "VMCSTests",
       uses: [
-        "KVMHost", "DumpFiles", "Guest", "LinuxKernel", "Memory", "X86",
+        "ControlBlocks", "KVMHost", "DumpFiles", "Guest", "LinuxKernel", "Memory", "X86",
         .product(name: "SystemPackage", package: "swift-system"),
       ]),
     tests(
       "SampleTests",
       uses: [
-        "Memory", "X86", "LinuxKernel", "Guest", "KVMHost", "DumpFiles", "GuestVmcore", "CZlib",
+        "Memory", "X86", "LinuxKernel", "Guest", "ControlBlocks", "KVMHost", "DumpFiles",
+        "GuestVmcore", "CZlib",
         .product(name: "SystemPackage", package: "swift-system"),
       ]),
     tests("LinuxKernelTests", uses: ["LinuxKernel", "Memory", "SyntheticDumps", "X86"]),
     tests(
       "KVMHostTests",
-      uses: ["KVMHost", "Guest", "LinuxKernel", "Memory", "SyntheticDumps", "X86"]),
+      uses: [
+        "ControlBlocks", "KVMHost", "Guest", "LinuxKernel", "Memory", "SyntheticDumps", "X86",
+      ]),
     tests(
       "QEMUProcessTests",
       uses: [
-        "QEMUProcess", "DumpFiles", "Guest", "LinuxKernel", "Memory", "SyntheticDumps", "X86",
+        "ControlBlocks", "QEMUProcess", "DumpFiles", "Guest", "LinuxKernel", "Memory",
+        "SyntheticDumps", "X86",
         .product(name: "SystemPackage", package: "swift-system"),
       ]),
     .testTarget(

@@ -9,7 +9,8 @@ struct VirtualMachine: Sendable {
   let identity: GuestIdentity
   let memory: MemoryMap
   let processors: VirtualProcessors
-  private let protection: Protection
+  let protection: Protection
+  let slots: [MemorySlot]
   private let hasCommandLine: Bool
 
   init(_ object: KernelObject, on host: KVMHost, filter: FilteredPages) throws(KernelError) {
@@ -23,7 +24,7 @@ struct VirtualMachine: Sendable {
       pid: try object["userspace_pid"].signed(), command: process.command,
       backend: host.vendor.backend)
     protection = try Protection(of: object, on: host)
-    let slots = try MemorySlot.active(of: object)
+    slots = try MemorySlot.active(of: object)
     memory = MemoryMap(
       regions: slots.map(\.region),
       backing: KVMMemory(

@@ -7,7 +7,7 @@ import X86
 struct VirtualProcessors: Sendable {
   /// Every `struct kvm_vcpu`, in the order of their index.
   let objects: [KernelObject]
-  private let host: KVMHost
+  let host: KVMHost
   private let protection: Protection
 
   init(

@@ -1,4 +1,5 @@
 import ArgumentParser
+import ControlBlocks
 import Guest
 import GuestVmcore
 import KVMHost
@@ -129,10 +130,6 @@ struct VMCS: ParsableCommand {
 }
 
 extension ControlStructure {
-  fileprivate var layout: VMCSLayout? {
-    if case .current(let layout, _, _) = state { layout } else { nil }
-  }
-
   fileprivate var summary: String {
     switch state {
     case .current(let layout, let agreeing, let compared):

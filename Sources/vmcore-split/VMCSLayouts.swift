@@ -1,3 +1,4 @@
+import ControlBlocks
 import DumpFiles
 import KVMHost
 import Memory
@@ -12,14 +13,19 @@ enum VMCSLayouts {
   ) throws -> VMCSLayoutSources {
     let threads = options.threadCount
     return VMCSLayoutSources(
-      inDump: dump.notes.filter { $0.name == "VMCSINFO" }.compactMap {
+      inDump: dump.notes.filter { $0.name == VMCSLayout.noteName }.compactMap {
         VMCSLayout(contents: $0.description, origin: "the dump's VMCSINFO note")
       },
-      ofUser: try options.vmcsinfo.map { [try layout(in: FilePath($0))] } ?? [],
+      ofUser: try ofUser(options),
       infersAlways: options.solve, threads: threads
     ) {
       VMCSINFOSearch(source, threads: threads).layouts()
     }
+  }
+
+  /// The one of the file that was given, if any.
+  static func ofUser(_ options: CommonOptions) throws -> [VMCSLayout] {
+    try options.vmcsinfo.map { [try layout(in: FilePath($0))] } ?? []
   }
 
   private static func layout(in path: FilePath) throws -> VMCSLayout {

@@ -1,4 +1,5 @@
 import CZlib
+import ControlBlocks
 import DumpFiles
 import Guest
 import KVMHost

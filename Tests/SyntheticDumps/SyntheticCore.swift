@@ -35,6 +35,8 @@ public struct SyntheticCore: Sendable {
   /// The thread IDs.
   public var threads: [Int32] = [4711]
   public var hasExtendedCount = false
+  /// Behind those of the kernel.
+  public var furtherNotes: [SyntheticNote] = []
 
   public init() {}
 
@@ -96,7 +98,7 @@ public struct SyntheticCore: Sendable {
     }
     for mapping in files { table += Array((mapping.file ?? "").utf8) + [0] }
     notes.append(SyntheticNote(name: "CORE", type: 0x4649_4c45, description: table))
-    return notes
+    return notes + furtherNotes
   }
 
   public var file: SyntheticFile {

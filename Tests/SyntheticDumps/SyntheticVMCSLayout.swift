@@ -73,7 +73,7 @@ public struct SyntheticVMCSLayout: Sendable {
   }
 
   /// The bytes of a field with a value, and where they go.
-  func encode(_ value: UInt64, as encoding: UInt32) -> (offset: Int, bytes: [UInt8])? {
+  public func encode(_ value: UInt64, as encoding: UInt32) -> (offset: Int, bytes: [UInt8])? {
     guard let (offset, size) = places[encoding] else { return nil }
     var bytes = [UInt8](repeating: 0, count: size)
     for (bit, place) in bits(of: encoding, offset: offset, size: size).enumerated() {

@@ -1,5 +1,6 @@
 import Testing
 
+@testable import ControlBlocks
 @testable import KVMHost
 
 @Suite struct VMCSLayoutTests {

@@ -6,6 +6,7 @@ import SystemPackage
 import Testing
 import X86
 
+@testable import ControlBlocks
 @testable import KVMHost
 
 /// The six VMCSs of the sample of an Intel host, whose layout was measured there: written anew in

@@ -1,3 +1,4 @@
+import ControlBlocks
 import LinuxKernel
 import Memory
 import X86
@@ -49,6 +50,20 @@ struct SVMProcessor {
       (.sysenterESP, "sysenter_esp"), (.sysenterEIP, "sysenter_eip"),
     ] {
       try take(register, member, from: first, into: &file)
+    }
+  }
+
+  /// The control blocks as notes: the one in use, and the first, if a nested guest runs in another.
+  func notes(of processor: Int) -> [ControlBlockNote] {
+    let blocks = current.address == first.address ? [current] : [current, first]
+    return blocks.compactMap { block in
+      guard let address = try? block.memory.translate(block.address),
+        let bytes = try? block.memory.physical.read(address, count: VMCB.size)
+      else { return nil }
+      return ControlBlockNote(
+        kind: .vmcb, processor: processor, isCurrent: block.address == current.address,
+        runsNestedGuest: blocks.count == 2 && block.address == current.address,
+        address: address, block: bytes)
     }
   }
 
@@ -152,7 +167,7 @@ extension KernelObject {
       limit: UInt32(truncatingIfNeeded: try saved["limit"].unsigned()),
       attributes: SegmentAttributes(
         vmcb: UInt16(truncatingIfNeeded: try saved["attrib"].unsigned())))
-    segment.normalize(as: register, privilege: privilege)
+    segment.normalizeAsVMCB(as: register, privilege: privilege)
     return segment
   }
 
@@ -161,26 +176,6 @@ extension KernelObject {
     return DescriptorTable(
       base: try saved["base"].unsigned(),
       limit: UInt32(truncatingIfNeeded: try saved["limit"].unsigned()))
-  }
-}
-
-extension Segment {
-  /// What the processor leaves undefined in a control block, set as an AMD processor behaves and
-  /// as KVM reports it (`svm_get_segment`): granularity follows from the limit, a data segment in
-  /// use is accessed, a loaded task is busy, the stack segment has the current privilege level,
-  /// and a segment that is not present has no attributes.
-  fileprivate mutating func normalize(as register: SegmentRegister, privilege: UInt32) {
-    guard attributes.isPresent else {
-      attributes = .unusable
-      return
-    }
-    attributes.hasPageGranularity = limit > 0xfffff
-    switch register {
-    case .ds, .es, .fs, .gs: attributes.type |= 1
-    case .tr: attributes.type |= 2
-    case .ss: attributes.privilegeLevel = privilege
-    case .cs, .ldtr: break
-    }
   }
 }
 

@@ -1,3 +1,4 @@
+import ControlBlocks
 import Memory
 
 /// How published layouts arrange their fields. A rule is used where at least as many places as

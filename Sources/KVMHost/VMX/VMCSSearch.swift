@@ -1,3 +1,4 @@
+import ControlBlocks
 import Guest
 import LinuxKernel
 import Memory

@@ -1,3 +1,4 @@
+import ControlBlocks
 import Memory
 import X86
 

@@ -1,3 +1,4 @@
+import ControlBlocks
 import LinuxKernel
 import Memory
 import X86

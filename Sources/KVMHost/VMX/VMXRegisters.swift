@@ -1,3 +1,4 @@
+import ControlBlocks
 import LinuxKernel
 import Memory
 import X86
@@ -112,33 +113,24 @@ struct VMXRegisters {
     guard let controls = vmcs?.value(.primaryControls) ?? copy else {
       return .unknown(reason: Self.reason(.primaryControls, vmcs))
     }
-    if controls & Self.cr3LoadExiting == 0 { return Self.reading(.cr3, vmcs) }
+    if controls & VMCSField.cr3LoadExiting == 0 { return Self.reading(.cr3, vmcs) }
     return .known(try vcpu["arch.cr3"].unsigned(), RegisterSource(.kvm, "arch.cr3"))
   }
-
-  /// Bit 15 of the primary processor-based VM-execution controls (SDM vol. 3C 25.6.2).
-  private static let cr3LoadExiting: UInt64 = 1 << 15
 
   // MARK: Segments
 
   /// Where the parts of a segment are.
   private struct SegmentPlace {
     let register: SegmentRegister
-    /// Its number in the encodings of the VMCS.
-    let number: Int
     /// Its number in KVM: enum VCPU_SREG_* has TR before LDTR.
     let index: Int
 
     static let all = [
-      SegmentPlace(register: .es, number: 0, index: 0),
-      SegmentPlace(register: .cs, number: 1, index: 1),
-      SegmentPlace(register: .ss, number: 2, index: 2),
-      SegmentPlace(register: .ds, number: 3, index: 3),
-      SegmentPlace(register: .fs, number: 4, index: 4),
-      SegmentPlace(register: .gs, number: 5, index: 5),
-      SegmentPlace(register: .ldtr, number: 6, index: 7),
-      SegmentPlace(register: .tr, number: 7, index: 6),
-    ]
+      SegmentRegister.es, .cs, .ss, .ds, .fs, .gs, .tr, .ldtr,
+    ].enumerated().map { SegmentPlace(register: $1, index: $0) }
+
+    /// Its number in the encodings of the VMCS.
+    private var number: Int { VMCSField.number(of: register) }
 
     /// Selector, base, limit and access rights, with the members of KVM's cache in the order of
     /// their bits (enum segment_cache_field).

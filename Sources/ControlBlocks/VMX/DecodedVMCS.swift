@@ -1,13 +1,18 @@
 import X86
 
 /// A VMCS region seen through a layout.
-struct DecodedVMCS {
-  let layout: VMCSLayout
-  let region: [UInt8]
+package struct DecodedVMCS: Sendable {
+  package let layout: VMCSLayout
+  package let region: [UInt8]
 
-  func value(_ field: VMCSField) -> UInt64? { layout.value(of: field, in: region) }
+  package init(layout: VMCSLayout, region: [UInt8]) {
+    self.layout = layout
+    self.region = region
+  }
 
-  func reading(_ field: VMCSField) -> Reading<UInt64> {
+  package func value(_ field: VMCSField) -> UInt64? { layout.value(of: field, in: region) }
+
+  package func reading(_ field: VMCSField) -> Reading<UInt64> {
     guard let value = value(field) else { return .unknown(reason: whyUnknown(field)) }
     return .known(value, RegisterSource(.vmcs, field.label))
   }
@@ -19,7 +24,7 @@ struct DecodedVMCS {
       : "the layout of the VMCS does not have \(field.label)"
   }
 
-  func table(base: VMCSField, limit: VMCSField) -> Reading<DescriptorTable> {
+  package func table(base: VMCSField, limit: VMCSField) -> Reading<DescriptorTable> {
     guard let start = value(base), let size = value(limit) else {
       return .unknown(reason: whyUnknown(value(base) == nil ? base : limit))
     }
@@ -32,7 +37,7 @@ struct DecodedVMCS {
 extension VMCSLayout {
   /// The layout with the form of access rights that makes sense of most regions, if the one told
   /// does not: bits that are reserved read as zero, and TR, always usable, is a present task.
-  func withAccessRights(fitting regions: [[UInt8]]) -> VMCSLayout {
+  package func withAccessRights(fitting regions: [[UInt8]]) -> VMCSLayout {
     // Of those that fit alike the first: the one told.
     let forms = [accessRights, .plain, .rotated, .packed]
     let fitting = forms.map { form in

@@ -8,14 +8,14 @@ public struct VMCSLayout: Sendable {
   /// Layouts and identifiers do not belong together one to one.
   public let revision: UInt32?
   private var places: [VMCSField: Place] = [:]
-  var accessRights: AccessRightsForm
+  package var accessRights: AccessRightsForm
   /// Why each field lies where it does, of a layout that was inferred.
-  private(set) var evidence: [VMCSField: String] = [:]
+  package private(set) var evidence: [VMCSField: String] = [:]
   /// True if it was inferred from VMCSs instead of measured or published.
-  var isInferred: Bool { !evidence.isEmpty }
+  package var isInferred: Bool { !evidence.isEmpty }
 
   /// How a field is stored.
-  enum Place: Hashable, Sendable {
+  package enum Place: Hashable, Sendable {
     /// In consecutive bytes.
     case bytes(offset: Int, size: Int)
     /// Bit by bit: for each bit of the value its bit in the region, nil for one that is not stored.
@@ -26,7 +26,7 @@ public struct VMCSLayout: Sendable {
 
   /// How the eight fields of access rights are stored. None of the ways is documented; they show
   /// in regions of real processors.
-  enum AccessRightsForm: String, Hashable, Sendable, CaseIterable {
+  package enum AccessRightsForm: String, Hashable, Sendable, CaseIterable {
     case plain
     /// The value rotated left by 8.
     case rotated
@@ -34,7 +34,7 @@ public struct VMCSLayout: Sendable {
     case packed
   }
 
-  init(
+  package init(
     origin: String, revision: UInt32?, places: [VMCSField: Place],
     accessRights: AccessRightsForm, evidence: [VMCSField: String] = [:]
   ) {
@@ -47,18 +47,18 @@ public struct VMCSLayout: Sendable {
 
   /// The revision identifier in the head of a region: bits 30:0 of its first doubleword (SDM
   /// vol. 3C 24.2).
-  static func revision(of region: [UInt8]) -> UInt32 {
+  package static func revision(of region: [UInt8]) -> UInt32 {
     (region.load(UInt32.self, at: 0) ?? 0) & 0x7fff_ffff
   }
 
   /// The fields that the layout knows, in order.
-  var fields: [VMCSField] { places.keys.sorted() }
+  package var fields: [VMCSField] { places.keys.sorted() }
 
-  func place(of field: VMCSField) -> Place? { places[field] }
+  package func place(of field: VMCSField) -> Place? { places[field] }
 
   /// Where a field's bytes begin: more than one offset if it is one of them, none if its bits are
   /// scattered.
-  func offsets(of field: VMCSField) -> [Int] {
+  package func offsets(of field: VMCSField) -> [Int] {
     switch places[field] {
     case .bytes(let offset, _): [offset]
     case .oneOf(let offsets, _): offsets
@@ -67,19 +67,19 @@ public struct VMCSLayout: Sendable {
   }
 
   /// Where a field's bytes lie, if they lie together.
-  func offset(of field: VMCSField) -> Int? {
+  package func offset(of field: VMCSField) -> Int? {
     if case .bytes(let offset, _) = places[field] { offset } else { nil }
   }
 
   /// How many bytes a field takes in the region, if they lie together.
-  func storedSize(of field: VMCSField) -> Int? {
+  package func storedSize(of field: VMCSField) -> Int? {
     guard case .bytes(_, let size) = places[field] else { return nil }
     return field.isAccessRights ? accessRights.size : size
   }
 
   /// A field's value in a region, as VMREAD gives it; nil if the layout does not know the field, if
   /// the places where it may lie differ, or if the region ends before it.
-  func value(of field: VMCSField, in region: [UInt8]) -> UInt64? {
+  package func value(of field: VMCSField, in region: [UInt8]) -> UInt64? {
     switch places[field] {
     case nil: return nil
     case .bits(let bits):
@@ -116,9 +116,9 @@ public struct VMCSLayout: Sendable {
 
 extension VMCSLayout.AccessRightsForm {
   /// Bytes that a field takes.
-  var size: Int { self == .packed ? 2 : 4 }
+  package var size: Int { self == .packed ? 2 : 4 }
 
-  func decode(_ stored: UInt32) -> UInt64 {
+  package func decode(_ stored: UInt32) -> UInt64 {
     switch self {
     case .plain: UInt64(stored)
     case .rotated: UInt64(stored >> 8 | stored << 24)
@@ -126,7 +126,7 @@ extension VMCSLayout.AccessRightsForm {
     }
   }
 
-  func encode(_ value: UInt32) -> UInt32 {
+  package func encode(_ value: UInt32) -> UInt32 {
     switch self {
     case .plain: value
     case .rotated: value << 8 | value >> 24
@@ -138,7 +138,7 @@ extension VMCSLayout.AccessRightsForm {
 extension VMCSLayout.AccessRightsForm {
   /// For each bit of the value its bit in the region, nil if it is not stored; nil if the value is
   /// stored as it is read.
-  func bits(at offset: Int) -> [UInt16?]? {
+  package func bits(at offset: Int) -> [UInt16?]? {
     if self == .plain { return nil }
     return (0..<32 as Range<UInt32>).map { bit in
       let stored = encode(1 << bit)
@@ -149,5 +149,5 @@ extension VMCSLayout.AccessRightsForm {
 
 extension VMCSField {
   /// GUEST_ES_AR_BYTES to GUEST_TR_AR_BYTES.
-  var isAccessRights: Bool { (0x4814...0x4822).contains(encoding) }
+  package var isAccessRights: Bool { (0x4814...0x4822).contains(encoding) }
 }

@@ -1,6 +1,6 @@
 /// The published layouts, compiled in. Each file of `Layouts/` tells where it comes from.
-enum VMCSLayoutDatabase {
-  static let layouts: [VMCSLayout] = [
+package enum VMCSLayoutDatabase {
+  package static let layouts: [VMCSLayout] = [
     ("Penryn", PackageResources.rev_0x0d_penryn_txt),
     ("Nehalem", PackageResources.rev_0x0e_nehalem_txt),
     ("Westmere", PackageResources.rev_0x0f_westmere_txt),
@@ -17,7 +17,7 @@ enum VMCSLayoutDatabase {
   }
 
   /// Those that carry a revision identifier.
-  static func layouts(for revision: UInt32) -> [VMCSLayout] {
+  package static func layouts(for revision: UInt32) -> [VMCSLayout] {
     layouts.filter { $0.revision == revision }
   }
 }

@@ -1,6 +1,9 @@
 import Memory
 
 extension VMCSLayout {
+  /// The owner of the note that tells a layout.
+  package static let noteName = "VMCSINFO"
+
   /// A layout out of a text that a dump holds or a user gives: `VMCSINFO/1`, the note of 2012, or a
   /// table. Nil if there is no field in it.
   public init?(text: String, origin: String) {
@@ -62,7 +65,7 @@ enum VMCSLayoutText {
     for line in text.split(separator: "\n").prefix(4096) {
       if let value = line.value(after: "REVISION=") { revision = number(value) }
       if line == "END" { break }
-      guard let entry = Entry(line) else { continue }
+      guard let entry = TextEntry(line) else { continue }
       let parts = entry.value.split(separator: ":", maxSplits: 1)
       guard parts.count == 2, let size = Int(parts[0]),
         let field = UInt32(entry.key, radix: 16).map(VMCSField.init)
@@ -118,7 +121,7 @@ enum VMCSLayoutText {
     var form = VMCSLayout.AccessRightsForm.plain
     for line in text.split(separator: "\n").prefix(4096) {
       if let value = line.value(after: "REVISION_ID=") { revision = UInt32(value, radix: 16) }
-      guard let entry = Entry(line), entry.keyword == "FIELD",
+      guard let entry = TextEntry(line), entry.keyword == "FIELD",
         let field = VMCSField.named(entry.key), let value = UInt64(entry.value, radix: 16)
       else { continue }
       if let offset = FilledIndex.offset(value, size: field.size) {
@@ -141,22 +144,6 @@ enum VMCSLayoutText {
   /// Digits with or without `0x`: hexadecimal with it, else decimal.
   private static func number(_ text: some StringProtocol) -> UInt32? {
     text.hasPrefix("0x") ? UInt32(text.dropFirst(2), radix: 16) : UInt32(text)
-  }
-
-  /// `KEYWORD(key)=value`.
-  private struct Entry {
-    let keyword: Substring
-    let key: Substring
-    let value: Substring
-
-    init?(_ line: Substring) {
-      guard let open = line.firstIndex(of: "("), let close = line.firstIndex(of: ")"),
-        open < close, line[close...].hasPrefix(")=")
-      else { return nil }
-      keyword = line[..<open]
-      key = line[line.index(after: open)..<close]
-      value = line[close...].dropFirst(2)
-    }
   }
 }
 
@@ -182,13 +169,5 @@ enum FilledIndex {
     guard let first = offsets.first ?? nil else { return nil }
     for (index, offset) in offsets.enumerated() where offset != first + 2 * index { return nil }
     return first
-  }
-}
-
-extension Substring {
-  /// What follows a prefix, without blanks before it; nil without the prefix.
-  fileprivate func value(after prefix: String) -> Substring? {
-    guard hasPrefix(prefix) else { return nil }
-    return dropFirst(prefix.count).drop { $0 == " " }
   }
 }

@@ -1,0 +1,74 @@
+import ControlBlocks
+import Guest
+import LinuxKernel
+import Memory
+import X86
+
+extension KVMHost {
+  /// The notes by which the core of a VMM's process tells what KVM knew of its guest
+  /// (docs/VMCSINFO.md, section 8); none if no VM is that guest's.
+  ///
+  /// - Parameter structures: the VMCSs of the guest's vCPUs, where the host is Intel's.
+  public func notes(
+    of guest: Guest, _ structures: [ControlStructure]
+  ) throws(KVMError) -> [(name: String, type: UInt32, description: [UInt8])] {
+    guard let machine = try machines().machines.first(where: { $0.identity == guest.identity })
+    else { return [] }
+    return machine.notes(of: guest, structures)
+  }
+}
+
+extension VirtualMachine {
+  fileprivate func notes(
+    of guest: Guest, _ structures: [ControlStructure]
+  ) -> [(name: String, type: UInt32, description: [UInt8])] {
+    let info = KVMInfo(
+      backend: guest.identity.backend, isEncrypted: protection != .none,
+      slots: slots.map(\.noted), processors: guest.processors, findings: guest.findings)
+    var notes = [(KVMInfo.noteName, Array(info.text.utf8))]
+    if let layout = structures.lazy.compactMap(\.layout).first {
+      notes.append((VMCSLayout.noteName, Array(layout.text.utf8)))
+    }
+    // A vCPU in guest mode has its registers in the processor.
+    let exited = Set(guest.processors.filter { $0.state == .exited }.map(\.index))
+    let blocks = structures.compactMap(\.note) + processors.controlBlocks
+    notes += blocks.map { block in
+      (
+        block.kind.rawValue,
+        (exited.contains(block.processor) ? block : block.notCurrent).description
+      )
+    }
+    return notes.map { ($0, ControlBlockNote.type, $1) }
+  }
+}
+
+extension MemorySlot {
+  fileprivate var noted: KVMInfo.Slot {
+    KVMInfo.Slot(
+      id: id, start: start, size: size, userspaceAddress: userspaceAddress,
+      isReadOnly: region.isReadOnly)
+  }
+}
+
+extension ControlStructure {
+  package var layout: VMCSLayout? {
+    if case .current(let layout, _, _) = state { layout } else { nil }
+  }
+
+  fileprivate var note: ControlBlockNote? {
+    guard let owner else { return nil }
+    return ControlBlockNote(
+      kind: .vmcs, processor: owner.processor, isCurrent: layout != nil,
+      runsNestedGuest: runsNestedGuest, address: address, block: region)
+  }
+}
+
+extension VirtualProcessors {
+  /// AMD's control blocks of all vCPUs.
+  fileprivate var controlBlocks: [ControlBlockNote] {
+    guard case .svm(let types) = host.vendor else { return [] }
+    return objects.enumerated().flatMap { index, object in
+      (try? SVMProcessor(object, types: types))?.notes(of: index) ?? []
+    }
+  }
+}
