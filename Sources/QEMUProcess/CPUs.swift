@@ -28,8 +28,8 @@ extension QEMUProcess {
         [Finding(.warning, "vcpu.not-found", "\(reason), though its vCPUs are there")]
       )
     }
-    let processors = states.processors(usingKVM: usesKVM)
-    return (processors, Self.findings(processors))
+    let (processors, findings) = withControlBlocks(states.processors(usingKVM: usesKVM))
+    return (processors, findings + Self.findings(processors))
   }
 
   /// What the process may write to, without the guest's memory.

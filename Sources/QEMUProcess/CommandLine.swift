@@ -1,4 +1,5 @@
 import DumpFiles
+import Guest
 import Memory
 
 /// How the process was started, from its stack. Source: Linux fs/binfmt_elf.c, create_elf_tables:
@@ -9,6 +10,22 @@ struct CommandLine: Sendable {
 
   init(of image: ProcessImage) {
     arguments = Self.fromStack(image) ?? Self.fromNote(image.core)
+  }
+
+  /// What the guest is called by it.
+  func identity(of core: ProcessCore, backend: String) -> GuestIdentity {
+    let known = VMMCommandLine(arguments)
+    return GuestIdentity(
+      name: known.name, uuid: known.uuid, pid: core.pid, command: core.command, backend: backend)
+  }
+
+  var findings: [Finding] {
+    guard arguments.isEmpty else { return [] }
+    return [
+      Finding(
+        .note, "guest.no-command-line",
+        "the VMM's command line is not in the core: the guest is named by process and pid")
+    ]
   }
 
   /// The kernel allows 6 MiB for all the texts (fs/exec.c, `_STK_LIM / 4 * 3`).

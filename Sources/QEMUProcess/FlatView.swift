@@ -1,4 +1,5 @@
 import DumpFiles
+import Guest
 import Memory
 
 /// A range of guest-physical memory and the part of a RAM block that it is.
@@ -11,6 +12,15 @@ struct GuestRange: Hashable, Sendable {
   let isReadOnly: Bool
 
   var end: UInt64 { start + size }
+
+  /// The same, as the process has it mapped.
+  var mapping: GuestMapping {
+    GuestMapping(
+      region: MemoryRegion(
+        start: GuestPhysicalAddress(start), size: size, isReadOnly: isReadOnly,
+        origin: "RAM block \(block.displayName) at \(hexadecimal(offset))"),
+      host: block.host + offset, isPrivate: block.flags.contains(.guestMemfd))
+  }
 }
 
 /// What QEMU itself says of the guest's physical memory: the flat view of its address space

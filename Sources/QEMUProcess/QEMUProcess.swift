@@ -1,3 +1,4 @@
+import ControlBlocks
 import DumpFiles
 import Guest
 import Memory
@@ -11,17 +12,20 @@ public struct QEMUProcess: Sendable {
   let commandLine: CommandLine
   let blocks: RAMBlockList
   let layout: GuestLayout
+  let notes: ControlBlockNotes
 
   /// - Parameters:
   ///   - core: what the core tells of the process.
   ///   - source: its memory.
   ///   - program: the file of the program that the process ran; without it, the file at the path that
   ///     the core names is used if it has the same build ID.
+  ///   - notes: control blocks of the vCPUs that the core carries.
   ///   - isTruncated: the core ends before all that its headers name.
-  public init(
+  package init(
     _ core: ProcessCore, in source: any FrameSource, program: ProgramFile? = nil,
-    isTruncated: Bool = false
+    notes: ControlBlockNotes = ControlBlockNotes([]), isTruncated: Bool = false
   ) throws(QEMUError) {
+    self.notes = notes
     var image = ProcessImage(core, in: source)
     let started = Executable(startedIn: image)
     let name = started?.name ?? core.command
@@ -84,29 +88,16 @@ public struct QEMUProcess: Sendable {
   var usesKVM: Bool { image.core.hasKVM }
 
   public func guest() -> Guest {
-    let known = VMMCommandLine(commandLine.arguments)
     let encryption = MemoryEncryption(arguments: commandLine.arguments)
     let (processors, processorFindings) = processors()
     return Guest(
-      identity: GuestIdentity(
-        name: known.name, uuid: known.uuid, pid: image.core.pid, command: image.core.command,
-        backend: usesKVM ? "QEMU (KVM)" : "QEMU (TCG)"),
+      identity: commandLine.identity(
+        of: image.core, backend: usesKVM ? "QEMU (KVM)" : "QEMU (TCG)"),
       memory: MemoryMap(
-        regions: layout.ranges.map(\.region),
-        backing: QEMUMemory(
-          ranges: layout.ranges, source: image.source, isEncrypted: encryption != nil)),
+        layout.ranges.map(\.mapping), in: image.source, isEncrypted: encryption != nil),
       processors: processors,
       findings: blockFindings + layout.findings + (encryption.map { [$0.finding] } ?? [])
-        + commandLineFindings + processorFindings)
-  }
-
-  private var commandLineFindings: [Finding] {
-    guard commandLine.arguments.isEmpty else { return [] }
-    return [
-      Finding(
-        .note, "guest.no-command-line",
-        "QEMU's command line is not in the core: the guest is named by process and pid")
-    ]
+        + commandLine.findings + processorFindings)
   }
 
   private var blockFindings: [Finding] {
@@ -131,14 +122,6 @@ public struct QEMUProcess: Sendable {
 extension ProcessCore {
   /// KVM gives each vCPU a file, of which QEMU maps `struct kvm_run`.
   var hasKVM: Bool { files.contains { $0.path.hasPrefix("anon_inode:kvm-vcpu") } }
-}
-
-extension GuestRange {
-  fileprivate var region: MemoryRegion {
-    MemoryRegion(
-      start: GuestPhysicalAddress(start), size: size, isReadOnly: isReadOnly,
-      origin: "RAM block \(block.displayName) at \(hexadecimal(offset))")
-  }
 }
 
 /// What encrypts a guest's memory, as the command line says.

@@ -5,7 +5,6 @@ import Guest
 import KVMHost
 import LinuxKernel
 import Memory
-import QEMUProcess
 import SystemPackage
 
 struct List: ParsableCommand {
@@ -109,9 +108,9 @@ struct SourceReport: Encodable {
       host = Host(
         path: dump.path.string, format: "\(dump.format)", release: kernel.vmcoreinfo.release,
         dumpLevel: dump.dumpLevel?.rawValue, isIncomplete: dump.isIncomplete)
-    case .process(let qemu):
+    case .process(let program):
       process = Process(
-        path: dump.path.string, format: "\(dump.format)", program: qemu.executable?.path,
+        path: dump.path.string, format: "\(dump.format)", program: program,
         isIncomplete: dump.isIncomplete)
     }
     self.guests = guests

@@ -1,3 +1,4 @@
+import ControlBlocks
 import DumpFiles
 import Guest
 import LinuxKernel
@@ -16,15 +17,26 @@ struct SourceAnalysis {
   /// Whose memory it is.
   enum Origin {
     case host(LinuxKernel)
-    case process(QEMUProcess)
+    /// A VMM's process, with the program's path.
+    case process(program: String?)
   }
 
   init(_ options: CommonOptions, _ core: CoreOptions) throws {
     dump = try DumpFile.opened(by: options)
     if let process = dump.process {
-      let qemu = try Self.qemu(process, in: dump, core)
-      origin = .process(qemu)
-      guests = try selectGuests(options.guest, from: [qemu.guest()])
+      let notes = ControlBlockNotes(
+        dump.notes.map { ($0.name, $0.type, $0.description) },
+        layouts: try VMCSLayouts.ofUser(options))
+      let guest: Guest
+      if let noted = NotedProcess(process, in: dump, notes: notes) {
+        origin = .process(program: noted.executable?.path)
+        guest = noted.guest()
+      } else {
+        let qemu = try Self.qemu(process, in: dump, notes, core)
+        origin = .process(program: qemu.executable?.path)
+        guest = qemu.guest()
+      }
+      guests = try selectGuests(options.guest, from: [guest])
       failures = []
     } else {
       let host = try HostAnalysis(of: dump, options)
@@ -35,7 +47,7 @@ struct SourceAnalysis {
   }
 
   private static func qemu(
-    _ process: ProcessCore, in dump: DumpFile, _ options: CoreOptions
+    _ process: ProcessCore, in dump: DumpFile, _ notes: ControlBlockNotes, _ options: CoreOptions
   ) throws -> QEMUProcess {
     let program: ProgramFile?
     do throws(DumpFileError) {
@@ -47,7 +59,7 @@ struct SourceAnalysis {
     }
     do throws(QEMUError) {
       return try QEMUProcess(
-        process, in: dump, program: program, isTruncated: dump.isIncomplete)
+        process, in: dump, program: program, notes: notes, isTruncated: dump.isIncomplete)
     } catch {
       throw Failure(error)
     }
@@ -58,8 +70,8 @@ struct SourceAnalysis {
     switch origin {
     case .host(let kernel):
       "\(dump.path): \(dump.format), host Linux \(kernel.vmcoreinfo.release)"
-    case .process(let qemu):
-      "\(dump.path): \(dump.format)" + (qemu.executable.map { ", \($0.path)" } ?? "")
+    case .process(let program):
+      "\(dump.path): \(dump.format)" + (program.map { ", \($0)" } ?? "")
     }
   }
 }

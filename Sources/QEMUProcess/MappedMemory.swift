@@ -1,0 +1,74 @@
+import DumpFiles
+import Guest
+import Memory
+
+/// A part of a guest's memory, and where the VMM has it mapped.
+struct GuestMapping: Hashable, Sendable {
+  let region: MemoryRegion
+  let host: VirtualAddress
+  /// True if the guest's private memory is in no mapping of the VMM.
+  let isPrivate: Bool
+}
+
+/// A guest's memory through the mappings of its VMM.
+struct MappedMemory: MemoryBacking {
+  /// Ascending and apart from each other.
+  let mappings: [GuestMapping]
+  let source: any FrameSource
+  let isEncrypted: Bool
+
+  func runs(from start: GuestPhysicalAddress, pages: UInt64) -> [MemoryRun] {
+    guard let mapping = mapping(holding: start) else { return [] }
+    var builder = MemoryRunBuilder()
+    let offset = start.distance(from: mapping.region.start)
+    let total = min(pages, (mapping.region.size - offset) >> pageShift)
+    if isEncrypted || mapping.isPrivate {
+      builder.append(MemoryRun(start: start, pages: total, content: .missing(.encrypted)))
+      return builder.runs
+    }
+    let first = PageFrameNumber((mapping.host + offset).rawValue >> pageShift)
+    var done: UInt64 = 0
+    while done < total {
+      let (absence, count) = source.presence(from: first + done, limit: total - done)
+      let pages = max(1, min(count, total - done))
+      builder.append(
+        MemoryRun(
+          start: start + done << pageShift, pages: pages,
+          content: absence.map { .missing(MissingReason(inCore: $0)) } ?? .frames(first + done)))
+      done += pages
+    }
+    return builder.runs
+  }
+
+  private func mapping(holding address: GuestPhysicalAddress) -> GuestMapping? {
+    var low = 0
+    var high = mappings.count
+    while low < high {
+      let middle = (low + high) / 2
+      if mappings[middle].region.start <= address { low = middle + 1 } else { high = middle }
+    }
+    guard low > 0, mappings[low - 1].region.contains(address) else { return nil }
+    return mappings[low - 1]
+  }
+}
+
+extension MemoryMap {
+  init(_ mappings: [GuestMapping], in source: any FrameSource, isEncrypted: Bool) {
+    let mappings = mappings.sorted { $0.region.start < $1.region.start }
+    self.init(
+      regions: mappings.map(\.region),
+      backing: MappedMemory(mappings: mappings, source: source, isEncrypted: isEncrypted))
+  }
+}
+
+extension MissingReason {
+  /// The kernel names mappings that it leaves out of a core, gdb does not.
+  init(inCore absence: Absence) {
+    self =
+      switch absence {
+      case .excluded, .notInDump: .notDumped
+      case .truncated: .truncated
+      case .corrupt: .corrupt
+      }
+  }
+}
