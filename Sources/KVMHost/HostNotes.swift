@@ -9,7 +9,7 @@ extension KVMHost {
   /// (docs/VMCSINFO.md, section 8); none if no VM is that guest's.
   ///
   /// - Parameter structures: the VMCSs of the guest's vCPUs, where the host is Intel's.
-  public func notes(
+  package func notes(
     of guest: Guest, _ structures: [ControlStructure]
   ) throws(KVMError) -> [(name: String, type: UInt32, description: [UInt8])] {
     guard let machine = try machines().machines.first(where: { $0.identity == guest.identity })
@@ -51,10 +51,6 @@ extension MemorySlot {
 }
 
 extension ControlStructure {
-  package var layout: VMCSLayout? {
-    if case .current(let layout, _, _) = state { layout } else { nil }
-  }
-
   fileprivate var note: ControlBlockNote? {
     guard let owner else { return nil }
     return ControlBlockNote(

@@ -57,7 +57,7 @@ public struct KVMHost: Sendable {
     /// VMs that cannot be read.
     public fileprivate(set) var failures: [KVMError] = []
     /// Intel's control structures of all vCPUs, in the order of the guests.
-    public fileprivate(set) var controlStructures: [ControlStructure] = []
+    package fileprivate(set) var controlStructures: [ControlStructure] = []
   }
 
   /// Every VM on `vm_list`. One that cannot be read is reported and does not keep the others from

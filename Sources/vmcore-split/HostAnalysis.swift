@@ -1,3 +1,4 @@
+import ControlBlocks
 import DumpFiles
 import Guest
 import KVMHost

@@ -11,6 +11,8 @@ struct SourceAnalysis {
   let dump: DumpFile
   let origin: Origin
   let guests: [Guest]
+  /// Intel's control structures, in the order of the guests.
+  let controlStructures: [ControlStructure]
   /// Why some guests could not be read.
   let failures: [any Diagnosis]
 
@@ -21,9 +23,11 @@ struct SourceAnalysis {
     case process(program: String?)
   }
 
-  init(_ options: CommonOptions, _ core: CoreOptions) throws {
+  /// - Parameter searchesForVMCSs: search a host's memory for VMCSs that no vCPU leads to.
+  init(_ options: CommonOptions, _ core: CoreOptions, searchesForVMCSs: Bool = false) throws {
     dump = try DumpFile.opened(by: options)
     if let process = dump.process {
+      guard !searchesForVMCSs else { throw Failure(DumpFileError.processCore(dump.path)) }
       let notes = ControlBlockNotes(
         dump.notes.map { ($0.name, $0.type, $0.description) },
         layouts: try VMCSLayouts.ofUser(options))
@@ -37,11 +41,13 @@ struct SourceAnalysis {
         guest = qemu.guest()
       }
       guests = try selectGuests(options.guest, from: [guest])
+      controlStructures = notes.structures(of: guest.identity)
       failures = []
     } else {
-      let host = try HostAnalysis(of: dump, options)
+      let host = try HostAnalysis(of: dump, options, searchesForVMCSs: searchesForVMCSs)
       origin = .host(host.kernel)
       guests = host.guests
+      controlStructures = host.controlStructures
       failures = host.failures
     }
   }

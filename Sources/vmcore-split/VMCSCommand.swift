@@ -16,6 +16,7 @@ struct VMCS: ParsableCommand {
       """)
 
   @OptionGroup var common: CommonOptions
+  @OptionGroup var core: CoreOptions
   @OptionGroup var report: ReportOptions
 
   @Option(
@@ -42,11 +43,11 @@ struct VMCS: ParsableCommand {
   var force = false
 
   func run() throws {
-    let host = try HostAnalysis(of: .opened(by: common), common, searchesForVMCSs: scan)
-    let structures = host.controlStructures.filter {
+    let source = try SourceAnalysis(common, core, searchesForVMCSs: scan)
+    let structures = source.controlStructures.filter {
       processors.isEmpty || $0.owner.map { processors.contains($0.processor) } ?? false
     }
-    for failure in host.failures { Console.error(failure) }
+    for failure in source.failures { Console.error(failure) }
     guard !structures.isEmpty else { throw Failure(VMCSError.none) }
     if let export { try write(layoutUsed(by: structures), to: FilePath(export)) }
     if report.json {
@@ -54,7 +55,7 @@ struct VMCS: ParsableCommand {
     } else if !(common.quiet && export != nil) {
       for structure in structures { show(structure) }
     }
-    if structures.contains(where: { $0.layout == nil }) || !host.failures.isEmpty {
+    if structures.contains(where: { $0.layout == nil }) || !source.failures.isEmpty {
       throw ExitStatus.findings
     }
   }
@@ -66,7 +67,8 @@ struct VMCS: ParsableCommand {
       structure.owner.map { "\($0.guest.displayName) vCPU \($0.processor)" } ?? "no vCPU's"
     print(
       printable(
-        "\(owner): VMCS at physical address \(structure.address), revision "
+        "\(owner): VMCS"
+          + (structure.address.map { " at physical address \($0)" } ?? "") + ", revision "
           + hexadecimal(UInt64(structure.revision))
           + (structure.runsNestedGuest ? ", of the guest's own guest" : "")
           + (structure.hostProcessor.map { ", last loaded on host CPU \($0)" } ?? "")))
@@ -133,7 +135,8 @@ extension ControlStructure {
   fileprivate var summary: String {
     switch state {
     case .current(let layout, let agreeing, let compared):
-      "read by \(layout.origin); \(agreeing) of \(compared) values that are known of it agree"
+      "read by \(layout.origin)"
+        + (compared > 0 ? "; \(agreeing) of \(compared) values that are known of it agree" : "")
     case .stale(let reason): "not current: \(reason)"
     case .noLayout: "its layout is not known"
     }
@@ -159,7 +162,8 @@ private struct VMCSReport: Encodable {
     /// Nil for one that no vCPU leads to.
     var guest: String?
     var processor: Int?
-    var physicalAddress: String
+    /// Nil if a core does not tell it.
+    var physicalAddress: String?
     var revision: String
     var runsNestedGuest: Bool
     var hostProcessor: Int64?
@@ -192,7 +196,7 @@ private struct VMCSReport: Encodable {
     self.structures = structures.map { structure in
       var report = Structure(
         guest: structure.owner?.guest.displayName, processor: structure.owner?.processor,
-        physicalAddress: "\(structure.address)",
+        physicalAddress: structure.address.map { "\($0)" },
         revision: hexadecimal(UInt64(structure.revision)),
         runsNestedGuest: structure.runsNestedGuest, hostProcessor: structure.hostProcessor,
         state: "no-layout", fields: structure.fields.map(Self.field))
@@ -200,8 +204,8 @@ private struct VMCSReport: Encodable {
       case .current(let layout, let agreeing, let compared):
         report.state = "current"
         report.layout = layout.origin
-        report.valuesAgreeing = agreeing
-        report.valuesCompared = compared
+        report.valuesAgreeing = compared > 0 ? agreeing : nil
+        report.valuesCompared = compared > 0 ? compared : nil
       case .stale(let reason):
         report.state = "stale"
         report.stateReason = reason
@@ -240,7 +244,8 @@ enum VMCSError: Diagnosis {
 
   var problem: String {
     switch self {
-    case .none: "no VMCS was found: the host is not Intel's, or its vCPUs cannot be read"
+    case .none:
+      "no VMCS was found: the host is not Intel's, its vCPUs cannot be read, or a core has none"
     case .noLayout: "no layout of a VMCS is known, so none is written"
     case .severalLayouts: "the host's processors have several layouts of the VMCS"
     }

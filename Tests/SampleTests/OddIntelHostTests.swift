@@ -50,7 +50,7 @@ import X86
   }
 
   @Test mutating func `a VMCS that was never written back is stale, and no other is`() throws {
-    let address = whole.controlStructures[2].address
+    let address = try #require(whole.controlStructures[2].address)
     for offset in stride(from: 8, to: pageSize, by: 8) as StrideTo<UInt64> {
       try memory.store(0, at: address + offset)
     }
@@ -58,8 +58,9 @@ import X86
   }
 
   @Test mutating func `a VMCS with what another vCPU left in its page is stale`() throws {
-    let old = try sample.dump.page(whole.controlStructures[5].address.frame)
-    let address = whole.controlStructures[1].address
+    let other = try #require(whole.controlStructures[5].address)
+    let old = try sample.dump.page(other.frame)
+    let address = try #require(whole.controlStructures[1].address)
     for offset in stride(from: 0, to: Int(pageSize), by: 8) {
       let value = try #require(old.load(UInt64.self, at: offset))
       try memory.store(value, at: address + UInt64(offset))
@@ -69,9 +70,10 @@ import X86
 
   @Test mutating func `a VMCS that is older than the last exit is stale`() throws {
     let structure = whole.controlStructures[0]
+    let address = try #require(structure.address)
     for name in ["VM_EXIT_REASON", "GUEST_RFLAGS", "GUEST_RIP", "GUEST_RSP"] {
       try memory.store(
-        0x2a, size: 4, at: structure.address + offset(of: name, in: structure))
+        0x2a, size: 4, at: address + offset(of: name, in: structure))
     }
     let found = try sample.guests(in: memory, vmcsLayouts: sources)
     let finding = try #require(

@@ -33,6 +33,18 @@ package struct ControlBlockNotes: Sendable {
     return layouts.first { $0.revision == nil || $0.revision == revision }
   }
 
+  /// The VMCSs, for those who want to see them whole.
+  package func structures(of guest: GuestIdentity) -> [ControlStructure] {
+    blocks.filter { $0.kind == .vmcs }.map { block in
+      ControlStructure(
+        owner: (guest, block.processor), address: block.address,
+        runsNestedGuest: block.runsNestedGuest, hostProcessor: nil, region: block.block,
+        state: !block.isCurrent
+          ? .stale("the core's note says so")
+          : layout(of: block).map { .current($0, agreeing: 0, compared: 0) } ?? .noLayout)
+    }
+  }
+
   /// The registers that a vCPU's control blocks hold; nil if there is none that is current and can
   /// be read.
   package func registers(of processor: Int, runningNestedGuest: Bool) -> RegisterFile? {

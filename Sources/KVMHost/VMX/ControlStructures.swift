@@ -4,75 +4,6 @@ import LinuxKernel
 import Memory
 import X86
 
-/// One vCPU's VMCS, for those who want to see it whole.
-public struct ControlStructure: Sendable {
-  /// The guest and the vCPU that it belongs to; nil if it was found in memory and no vCPU's it is.
-  public let owner: (guest: GuestIdentity, processor: Int)?
-  /// Where it lies in the host.
-  public let address: PhysicalAddress
-  /// The revision identifier in its head.
-  public let revision: UInt32
-  /// True if it is that of a guest's guest: vmcs02.
-  public let runsNestedGuest: Bool
-  /// The host's processor that it was loaded on last.
-  public let hostProcessor: Int64?
-  public let region: [UInt8]
-  public let state: State
-  let facts: [VMCSFact]
-
-  public enum State: Sendable {
-    /// It is current: `agreeing` of the `compared` values that are known of it are in it.
-    case current(VMCSLayout, agreeing: Int, compared: Int)
-    /// It is not, for the reason given.
-    case stale(String)
-    /// No layout is known that it has.
-    case noLayout
-  }
-
-  /// A field with what is known about it.
-  public struct Field: Sendable {
-    /// As VMREAD takes it.
-    public let encoding: UInt32
-    /// Linux's name, where it has one.
-    public let name: String
-    public let area: Area
-    /// Bytes of the value.
-    public let size: Int
-    /// Nil if the places where it may lie hold different values.
-    public let value: UInt64?
-    /// Where the layout has it: offsets in bytes, more than one if it is one of them.
-    public let offsets: [Int]
-    /// Why the layout has it there, if it was inferred.
-    public let evidence: String?
-    /// What KVM or the host's kernel knows of the value, and whether that agrees.
-    public let known: (origin: String, agrees: Bool)?
-  }
-
-  /// The groups that the SDM has fields in (vol. 3C 24.3).
-  public enum Area: String, Sendable, CaseIterable {
-    case guest = "guest-state area"
-    case host = "host-state area"
-    case control = "control fields"
-    case readOnly = "VM-exit information fields"
-  }
-
-  /// The fields that the layout has, in the order of the SDM's areas.
-  public var fields: [Field] {
-    guard case .current(let layout, _, _) = state else { return [] }
-    return layout.fields.map { field in
-      let value = layout.value(of: field, in: region)
-      let fact = facts.last { $0.field == field }
-      return Field(
-        encoding: field.encoding, name: field.label, area: field.area,
-        size: field.size, value: value, offsets: layout.offsets(of: field),
-        evidence: layout.evidence[field],
-        known: value.flatMap { value in
-          fact.map { ($0.origin, $0.agrees(with: value)) }
-        })
-    }
-  }
-}
-
 /// All VMCSs of a host, read.
 struct ControlStructures: Sendable {
   private var structures: [VirtualAddress: Entry] = [:]
@@ -158,10 +89,10 @@ struct ControlStructures: Sendable {
         wasSearched: candidate.wasSearched)
     }
     unowned = zip(stray, unownedSamples).map { hit, sample in
-      ControlStructure(
-        owner: nil, address: hit.address, revision: hit.revision, runsNestedGuest: false,
-        hostProcessor: nil, region: hit.region,
-        state: reader.reading(of: sample, revision: hit.revision).state, facts: sample.facts)
+      let reading = reader.reading(of: sample, revision: hit.revision)
+      return ControlStructure(
+        owner: nil, address: hit.address, runsNestedGuest: false, hostProcessor: nil,
+        region: hit.region, state: reading.state, known: reading.known(by: sample.facts))
     }
     rejections = reader.rejections
   }
@@ -210,10 +141,10 @@ struct ControlStructures: Sendable {
 extension ControlStructures.Entry {
   fileprivate var structure: ControlStructure {
     ControlStructure(
-      owner: (guest, index), address: processor.address, revision: processor.revision,
+      owner: (guest, index), address: processor.address,
       runsNestedGuest: (try? processor.runsNestedGuest()) ?? false,
       hostProcessor: try? processor.loaded["cpu"].signed(), region: processor.region,
-      state: reading.state, facts: sample.facts)
+      state: reading.state, known: reading.known(by: sample.facts))
   }
 }
 
@@ -226,16 +157,15 @@ extension VMCSReader.Reading {
     case .noLayout: .noLayout
     }
   }
-}
 
-extension VMCSField {
-  /// Bits 11:10 of the encoding (SDM vol. 3C 24.11.2).
-  fileprivate var area: ControlStructure.Area {
-    switch group & 3 {
-    case 0: .control
-    case 1: .readOnly
-    case 2: .guest
-    default: .host
+  /// What facts say of the fields that the structure holds.
+  fileprivate func known(
+    by facts: [VMCSFact]
+  ) -> [VMCSField: (origin: String, agrees: Bool)] {
+    guard case .current(let vmcs, _, _) = self else { return [:] }
+    return facts.reduce(into: [:]) { known, fact in
+      guard let value = vmcs.value(fact.field) else { return }
+      known[fact.field] = (fact.origin, fact.agrees(with: value))
     }
   }
 }
