@@ -6,9 +6,10 @@ import X86
 extension Guest {
   /// The guest with what its kernel's memory tells of vCPUs of which nothing is known.
   ///
-  /// That is what all vCPUs of the kernel share and readers find the kernel by: its page tables and
-  /// its interrupt descriptor table. It is not what a vCPU had: in a process CR3 names that process's
-  /// tables. So it is labelled, and nothing else is made up.
+  /// A kernel that crashed with a crash kernel at hand saved the registers of its CPUs. All vCPUs
+  /// share what readers find the kernel by: its page tables and its interrupt descriptor table. These
+  /// are not what a vCPU had: in a process CR3 names that process's tables. So all is labelled, and
+  /// nothing else is made up.
   public func derivingLostRegisters(
     from kernel: GuestKernel, in source: any FrameSource
   ) -> Guest {
@@ -26,11 +27,23 @@ extension Guest {
         (lost.count == 1 ? "vCPU " : "vCPUs ") + names + ": CR3"
           + (table == nil ? " is" : " and IDTR are")
           + " the kernel's own, so that readers find it, and not what the vCPU had"))
+    let notes = CrashNotes(of: kernel, in: space)
+    let saved = Dictionary(
+      lost.compactMap { lost in notes?.registers(of: lost.index).map { (lost.index, $0) } },
+      uniquingKeysWith: { first, _ in first })
+    if !saved.isEmpty {
+      findings.append(
+        Finding(
+          .note, "vcpu.crash-notes",
+          "vCPUs \(saved.keys.sorted().map(String.init).joined(separator: ", ")): general registers,"
+            + " RIP and RFLAGS are those that the guest's kernel saved when it crashed, of its CPUs of"
+            + " the same numbers"))
+    }
     return Guest(
       identity: identity, memory: memory,
       processors: processors.map { processor in
         guard processor.registers.knowsNothing else { return processor }
-        var registers = processor.registers
+        var registers = saved[processor.index] ?? processor.registers
         registers[.cr3] = .known(
           space.tables.root.rawValue, RegisterSource(.derived, "swapper_pg_dir"))
         if let table { registers[.idtr] = .known(table, RegisterSource(.derived, "idt_descr")) }
@@ -54,6 +67,40 @@ private struct InterruptTable {
     else { return nil }
     register = DescriptorTable(base: base, limit: UInt32(limit))
   }
+}
+
+/// `crash_notes`: for each CPU a buffer of notes, of which `crash_save_cpu` writes the first when
+/// the kernel crashes, an NT_PRSTATUS (Linux kernel/kexec_core.c, since 6.8 kernel/crash_core.c).
+private struct CrashNotes {
+  private let buffers: VirtualAddress
+  private let offsets: VirtualAddress
+  private let space: VirtualMemory
+
+  init?(of kernel: GuestKernel, in space: VirtualMemory) {
+    guard kernel.hasCrashed, let pointer = kernel.symbols?.address(of: "crash_notes"),
+      let offsets = kernel.symbols?.address(of: "__per_cpu_offset"),
+      let buffers: UInt64 = try? space.load(pointer)
+    else { return nil }
+    self.buffers = VirtualAddress(buffers)
+    self.offsets = offsets
+    self.space = space
+  }
+
+  func registers(of processor: Int) -> RegisterFile? {
+    guard processor >= 0, let offset: UInt64 = try? space.load(offsets + 8 * UInt64(processor)),
+      let note = try? space.read(
+        buffers + offset, count: Self.headSize + ProcessorNotes.ProcessStatus.size),
+      note.load(at: 0) == UInt32(Self.owner.count), note[12...].starts(with: Self.owner),
+      note.load(at: 8) == ProcessorNotes.ProcessStatus.type
+    else { return nil }
+    return ProcessorNotes.registers(
+      inProcessStatus: Array(note[Self.headSize...]),
+      source: RegisterSource(.guestKernel, "crash_notes of CPU \(processor)"))
+  }
+
+  /// The note's head, with its owner padded to 4 bytes.
+  private static let headSize = 20
+  private static let owner = Array((ProcessorNotes.ProcessStatus.name + "\0").utf8)
 }
 
 extension RegisterFile {

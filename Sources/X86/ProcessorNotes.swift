@@ -116,6 +116,21 @@ extension ProcessorNotes {
     note.load(at: ProcessStatus.pidOffset)
   }
 
+  /// The general registers, RIP and RFLAGS that an NT_PRSTATUS note has, or nil if it is none.
+  public static func registers(
+    inProcessStatus note: [UInt8], source: RegisterSource
+  ) -> RegisterFile? {
+    guard note.count >= ProcessStatus.size else { return nil }
+    var registers = RegisterFile()
+    for (index, member) in UserRegister.allCases.enumerated() {
+      guard let register = member.register else { continue }
+      registers[register] =
+        note.load(at: ProcessStatus.registersOffset + 8 * index).map { .known($0, source) }
+        ?? registers[register]
+    }
+    return registers
+  }
+
   /// The registers that QEMU's note has, or nil if it is none.
   public static func registers(
     inQEMUState note: [UInt8], source: RegisterSource

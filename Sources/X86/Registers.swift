@@ -47,6 +47,8 @@ public struct RegisterSource: Hashable, Sendable {
     case hostProcessor = "host-processor"
     /// QEMU's own copy, `struct CPUX86State`, where it is current.
     case qemu
+    /// What the guest's kernel saved of its CPU when it crashed.
+    case guestKernel = "guest-kernel"
     /// The memory of the guest's kernel: not what the vCPU had, but what leads to the kernel.
     case derived
   }
