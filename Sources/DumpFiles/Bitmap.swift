@@ -26,17 +26,12 @@ import Memory
     let words = unsafe memory.bindMemory(to: UInt64.self, capacity: wordCount)
     var ranks = Ranks()
     for position in stride(from: 0, to: byteCount, by: UInt64.Stride(Self.pieceSize)) {
-      var piece: [UInt8]
+      let piece: [UInt8]
       do throws(DumpFileError) {
-        piece = try file.bytes(
-          at: offset + position, count: Int(min(Self.pieceSize, byteCount - position)))
+        piece = try Self.piece(of: file, at: offset, from: position, limit: limit)
       } catch {
         unsafe free(memory)
         throw error
-      }
-      if position + UInt64(piece.count) == byteCount, limit % 8 != 0 {
-        // Bits behind the last frame are padding, whatever they hold.
-        piece[piece.count - 1] &= 1 << UInt8(limit % 8) - 1
       }
       let isZero = piece.isZero
       if !isZero { unsafe (memory + Int(position)).copyMemory(from: piece, byteCount: piece.count) }
@@ -52,6 +47,37 @@ import Memory
 
   deinit {
     unsafe free(words)
+  }
+
+  /// Whether another file has the same bits at `offset`.
+  func equals(_ file: InputFile, at offset: UInt64) throws(DumpFileError) -> Bool {
+    let byteCount = (limit + 7) / 8
+    for position in stride(from: 0, to: byteCount, by: UInt64.Stride(Self.pieceSize)) {
+      let piece = try Self.piece(of: file, at: offset, from: position, limit: limit)
+      let isEqual = unsafe piece.withUnsafeBytes { bytes in
+        unsafe bytes.baseAddress.map {
+          unsafe memcmp(words + Int(position / 8), $0, bytes.count) == 0
+        } ?? true
+      }
+      guard isEqual, UInt64(piece.count) == min(Self.pieceSize, byteCount - position) else {
+        return false
+      }
+    }
+    return true
+  }
+
+  /// The bytes of the bitmap at `offset` from byte `position` on.
+  private static func piece(
+    of file: InputFile, at offset: UInt64, from position: UInt64, limit: UInt64
+  ) throws(DumpFileError) -> [UInt8] {
+    let byteCount = (limit + 7) / 8
+    var piece = try file.bytes(
+      at: offset + position, count: Int(min(pieceSize, byteCount - position)))
+    if position + UInt64(piece.count) == byteCount, limit % 8 != 0 {
+      // Bits behind the last frame are padding, whatever they hold.
+      piece[piece.count - 1] &= 1 << UInt8(limit % 8) - 1
+    }
+    return piece
   }
 
   /// Number of set bits.

@@ -14,16 +14,29 @@ enum Container: Sendable {
     case .kdump(let dump): dump.presence(from: frame, limit: limit)
     }
   }
+
+  var damage: DamageLog {
+    switch self {
+    case .elf(let dump): dump.damage
+    case .kdump(let dump): dump.damage
+    }
+  }
 }
 
 /// A dump of a machine's memory, or the core of a process. In a core, a frame's number is that of a
 /// page of the process: its virtual address >> 12.
 ///
-/// Memory taken: for a kdump-compressed file two bits per page frame, for an ELF file some 100 bytes
-/// per program header, the notes, and up to about 8 MiB of pages read through ``page(_:)``.
+/// Memory taken: for a kdump-compressed file two bits per page frame, and one more if it is
+/// incomplete; for an ELF file some 100 bytes per program header; for a flattened file up to 16 MiB;
+/// the notes, and up to about 8 MiB of pages read through ``page(_:)``.
 public final class DumpFile: FrameSource, Sendable {
+  /// The file, or the first that was given of a split dump's.
   public let path: FilePath
   public let format: DumpFormat
+  /// The file is flattened (makedumpfile -F; QEMU's kdump formats always are).
+  public let isFlattened: Bool
+  /// How many files of a split dump (makedumpfile --split) this is made of; nil if it is not split.
+  public let partCount: Int?
   /// The notes of the ELF file, or of the kdump sub-header's note area. Notes longer than 1 MiB
   /// (device dumps) are left out.
   public let notes: [Note]
@@ -33,55 +46,92 @@ public final class DumpFile: FrameSource, Sendable {
   public let vmcoreinfo: [UInt8]?
   /// What makedumpfile was told to leave out; nil where the format does not record it (ELF).
   public let dumpLevel: DumpLevel?
-  /// The dump's writer ran out of space and said so, or the file ends before the data it names.
+  /// The dump's writer ran out of space and said so, or a file ends before the data it names.
   public let isIncomplete: Bool
+  /// How many pages the files name and do not have, as they end before.
+  public let lostPages: UInt64
+  /// Frames of a split dump whose parts were not given, where it has pages of them.
+  public let missingParts: [MissingPart]
   /// makedumpfile overwrote parts of the memory with its option --config or --eppic (erase).
   public let hasErasures: Bool
   /// The frames that the dump speaks of, ascending, coalesced: an ELF file's loads by p_paddr (in a
   /// process's core by p_vaddr), a kdump file's bitmap of RAM. Beyond 65,536 ranges, the last takes in what follows.
   public let frameRanges: [Range<PageFrameNumber>]
 
-  private let file: InputFile
   private let container: Container
   private let cache: PageCache
 
-  /// Opens a dump and reads all of it but the pages.
-  public static func open(_ path: FilePath) throws(DumpFileError) -> DumpFile {
-    try DumpFile(InputFile(path))
+  /// The damaged pages that reading has met so far.
+  public var damage: DamageReport { container.damage.report }
+
+  /// The format, and how the dump is stored in it.
+  public var formatDescription: String {
+    "\(format)" + (isFlattened ? ", flattened" : "")
+      + (partCount.map { $0 == 1 ? ", 1 part" : ", \($0) parts" } ?? "")
   }
 
-  private init(_ file: InputFile) throws(DumpFileError) {
-    let start = try file.bytes(at: 0, count: Int(pageSize))
-    switch FileSignature(start) {
-    case .elf:
+  /// Opens a dump and reads all of it but the pages.
+  ///
+  /// - Parameter paths: one file, or files of a split dump in any order; at least one. Of a split
+  ///   dump what is there is read, and ``missingParts`` tells what is not.
+  public static func open(_ paths: [FilePath]) throws(DumpFileError) -> DumpFile {
+    var files: [(file: InputFile, start: [UInt8])] = []
+    for path in paths {
+      let file = try InputFile.dump(path)
+      files.append((file, try file.bytes(at: 0, count: Int(pageSize))))
+    }
+    return try DumpFile(files)
+  }
+
+  /// Opens a dump of one file.
+  public static func open(_ path: FilePath) throws(DumpFileError) -> DumpFile {
+    try open([path])
+  }
+
+  private init(_ files: [(file: InputFile, start: [UInt8])]) throws(DumpFileError) {
+    for (file, start) in files {
+      switch FileSignature(start) {
+      case .elf where files.count > 1: throw .notAPart(file.path)
+      case .other(let kind): throw .notADump(file.path, kind)
+      case .elf, .kdump, .diskdump: break
+      }
+    }
+    let (file, start) = files[0]
+    let isMarkedIncomplete: Bool
+    if case .elf = FileSignature(start) {
       let dump = try ELFDump(file, start: start)
       container = .elf(dump)
-      format = dump.process == nil ? .elf : .processCore
+      format = dump.isLive ? .kcore : dump.process == nil ? .elf : .processCore
+      partCount = nil
       process = dump.process
       notes = dump.notes
       vmcoreinfo = dump.notes.vmcoreinfo
       dumpLevel = nil
-      isIncomplete = dump.isIncomplete
+      isMarkedIncomplete = dump.isMarkedIncomplete
+      lostPages = dump.map.lostPages
+      missingParts = []
       hasErasures = dump.notes.contains { $0.name == "ERASEINFO" }
       frameRanges = dump.map.frameRanges
-    case .kdump, .diskdump:
-      let dump = try KdumpDump(
-        file, start: start, isDiskdump: !start.starts(with: KdumpLayout.signature))
+    } else {
+      let dump = try KdumpDump(files)
       container = .kdump(dump)
       format = dump.format
+      partCount = dump.isSplit ? dump.parts.count : nil
       process = nil
       notes = dump.notes
       vmcoreinfo = dump.vmcoreinfo
       dumpLevel = dump.dumpLevel
-      isIncomplete = dump.isIncomplete
+      isMarkedIncomplete = dump.isMarkedIncomplete
+      lostPages = dump.lostPages
+      missingParts = dump.missingParts
       hasErasures = dump.hasErasures
       frameRanges = dump.frameRanges
-    case .other(let kind):
-      throw .notADump(file.path, kind)
     }
+    isIncomplete =
+      isMarkedIncomplete || lostPages > 0 || files.contains { $0.file.flattenedCut != nil }
     path = file.path
-    self.file = file
-    cache = PageCache(file, container)
+    isFlattened = files.contains { $0.file.isFlattened }
+    cache = PageCache(container)
   }
 
   /// The 4096 bytes of a frame, out of a cache that all threads share.
@@ -105,7 +155,7 @@ public final class DumpFile: FrameSource, Sendable {
 
   /// A reader for one thread.
   public func makeReader() -> PageReader {
-    PageReader(file, container)
+    PageReader(container)
   }
 }
 
@@ -130,10 +180,10 @@ private final class PageCache: Sendable {
   private final class Shard: Sendable {
     let state: Mutex<State>
 
-    init(_ file: InputFile, _ container: Container) {
+    init(_ container: Container) {
       state = Mutex(
         State(
-          reader: PageReader(file, container),
+          reader: PageReader(container),
           entries: Array(repeating: Entry(), count: PageCache.setCount * PageCache.ways)))
     }
   }
@@ -146,9 +196,9 @@ private final class PageCache: Sendable {
   private let container: Container
   private let shards: [Shard]
 
-  init(_ file: InputFile, _ container: Container) {
+  init(_ container: Container) {
     self.container = container
-    shards = (0..<Self.shardCount).map { _ in Shard(file, container) }
+    shards = (0..<Self.shardCount).map { _ in Shard(container) }
   }
 
   func page(_ frame: PageFrameNumber) -> Result<[UInt8], Missing> {

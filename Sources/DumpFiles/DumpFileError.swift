@@ -31,8 +31,13 @@ public enum DumpFileError: Error, Hashable, Sendable {
   case unknownVersion(FilePath, version: Int32)
   /// The status of a kdump header has flags that say pages are stored in an unknown way.
   case unknownCompression(FilePath, flags: UInt32)
-  /// One file of several that `makedumpfile --split` wrote; this one has the frames of the range.
-  case splitPart(FilePath, frames: Range<PageFrameNumber>)
+  /// Several files were given, and this one is no part of a split dump.
+  case notAPart(FilePath)
+  /// Two files are parts of split dumps, and not of the same one; `what` tells it.
+  case partsDiffer(FilePath, FilePath, what: String)
+  /// The records of a flattened file lie in too many places of the dump; at `offset` is one too
+  /// many.
+  case tooScattered(FilePath, offset: UInt64)
   /// No memory for the dump's page index of `bytes`.
   case outOfMemory(FilePath, bytes: UInt64)
 
@@ -75,7 +80,9 @@ extension DumpFileError: Diagnosis {
     case .truncated: "dump.truncated-header"
     case .unknownVersion: "dump.unknown-version"
     case .unknownCompression: "dump.unknown-compression"
-    case .splitPart: "dump.split-part"
+    case .notAPart: "dump.not-a-part"
+    case .partsDiffer: "dump.parts-differ"
+    case .tooScattered: "dump.too-scattered"
     case .outOfMemory: "dump.out-of-memory"
     }
   }
@@ -114,9 +121,13 @@ extension DumpFileError: Diagnosis {
     case .unknownCompression(let path, let flags):
       "\(path): status at offset \(hexadecimal(UInt64(KdumpLayout.Header.status))) has unknown "
         + "flags \(hexadecimal(UInt64(flags))): pages are stored in a way not known here"
-    case .splitPart(let path, let frames):
-      "\(path): one part of a split dump, with page frames \(frames.lowerBound) up to "
-        + "\(frames.upperBound); the frames before and after are in the other parts"
+    case .notAPart(let path):
+      "\(path): no part of a split dump, and not the only file given"
+    case .partsDiffer(let first, let second, let what):
+      "\(first) and \(second) are no parts of one split dump: they differ in their \(what)"
+    case .tooScattered(let path, let offset):
+      "\(path): the records of the flattened file up to offset \(hexadecimal(offset)) lie in more than "
+        + "\(FlattenedFile.extentLimit) places of the dump"
     case .outOfMemory(let path, let bytes):
       "\(path): no memory for the page index of \(bytes) bytes"
     }
@@ -144,8 +155,10 @@ extension DumpFileError: Diagnosis {
       "the file is damaged or was not copied whole: compare its size with the original"
     case .unknownVersion, .unknownCompression:
       "the dump was made by a newer makedumpfile: convert it with that (makedumpfile -E or -l)"
-    case .splitPart:
-      "join the parts first: makedumpfile --reassemble PART1 PART2 … WHOLE"
+    case .notAPart:
+      "give one dump; several files must be the parts that one run of makedumpfile --split wrote"
+    case .partsDiffer: "give the parts that one run of makedumpfile --split wrote"
+    case .tooScattered: "put it in order first: makedumpfile -R WHOLE < FILE"
     case .outOfMemory: "run on a machine with more memory"
     }
   }
@@ -181,7 +194,6 @@ extension FileKind {
     switch self {
     case .empty: "empty"
     case .compressed: "compressed"
-    case .flattened: "flattened"
     case .migrationStream: "migration-stream"
     case .diskImage: "disk-image"
     case .encrypted: "encrypted"
@@ -196,7 +208,6 @@ extension FileKind {
     switch self {
     case .empty: "the file is empty"
     case .compressed(let format, _): "the file is compressed or packed (\(format))"
-    case .flattened: "a dump in makedumpfile's flattened form, made for pipes"
     case .migrationStream: "a migration stream of QEMU, not a memory dump"
     case .diskImage(let format): "an image of a disk (\(format))"
     case .encrypted(let format): "the file is encrypted (\(format))"
@@ -214,7 +225,6 @@ extension FileKind {
     switch self {
     case .empty: "the dump was not written: look for a full disk, or for vmcore-incomplete"
     case .compressed(_, let command): "unpack it first: \(command) FILE"
-    case .flattened: "rearrange it first: makedumpfile -R WHOLE < FILE"
     case .migrationStream:
       "virsh dump without --memory-only writes it: dump again with virsh dump --memory-only"
     case .diskImage: "name the memory dump of the machine, not its disk"

@@ -5,6 +5,8 @@ public enum DumpFormat: Hashable, Sendable {
   case elf
   /// An ELF core file of a process: the kernel's core dumps, gdb's and crash's gcore.
   case processCore
+  /// /proc/kcore: the memory of a running machine, as an ELF core file.
+  case kcore
   /// makedumpfile's format: compressed pages behind a table of descriptors.
   case kdump(version: Int)
   /// The format of the diskdump facility, which makedumpfile's grew out of (Linux 2.6.9, RHEL 4).
@@ -16,6 +18,7 @@ extension DumpFormat: CustomStringConvertible {
     switch self {
     case .elf: "ELF vmcore"
     case .processCore: "ELF core of a process"
+    case .kcore: "memory of a running host (/proc/kcore)"
     case .kdump(let version): "kdump-compressed, header version \(version)"
     case .diskdump(let version): "diskdump, header version \(version)"
     }

@@ -1,4 +1,5 @@
 import Memory
+import SystemPackage
 
 /// Offsets and values of 64-bit ELF core files. Source: elf.h, and the System V ABI, "Object Files".
 enum ELFLayout {
@@ -43,6 +44,11 @@ enum ELFLayout {
 
   /// NT_PRSTATUS of `CORE` notes: the registers of a CPU.
   static let processStatus: UInt32 = 1
+  /// NT_TASKSTRUCT of `CORE` notes: the reader's task, in /proc/kcore alone.
+  static let taskStructure: UInt32 = 4
+  /// p_paddr of /proc/kcore's loads that are no RAM, such as the vmalloc area (since 4.13,
+  /// 464920104bf7).
+  static let noPhysicalAddress = UInt64.max
 
   /// PF_W of p_flags.
   static let writable: UInt32 = 2
@@ -63,12 +69,17 @@ struct ELFDump: Sendable {
   /// 2^56, where a process's addresses end with five levels of page tables.
   static let userAddressLimit: UInt64 = 1 << 56
 
+  let file: InputFile
   let notes: [Note]
   /// By p_paddr, or by p_vaddr in the core of a process.
   let map: LoadMap
   /// What the core of a process tells besides its memory; nil in a dump of a machine.
   let process: ProcessCore?
-  let isIncomplete: Bool
+  /// The file is /proc/kcore, or a copy of it.
+  let isLive: Bool
+  /// The dump's writer said that it ran out of space.
+  let isMarkedIncomplete: Bool
+  let damage = DamageLog()
 
   /// `start` is the first block of the file.
   init(_ file: InputFile, start: [UInt8]) throws(DumpFileError) {
@@ -157,7 +168,11 @@ struct ELFDump: Sendable {
       }
       position += UInt64(length)
     }
-    notes = noteReader.notes
+    // Source: fs/proc/kcore.c. Its CORE notes are of the task that reads, with registers of zero.
+    isLive =
+      loads.contains { $0.address == ELFLayout.noPhysicalAddress }
+      && noteReader.notes.contains { $0.name == "CORE" && $0.type == ELFLayout.taskStructure }
+    notes = isLive ? noteReader.notes.filter { $0.name != "CORE" } : noteReader.notes
     guard !loads.isEmpty else { throw .noMemory(file.path) }
     process = ProcessCore(notes: notes, segments: segments)
     if process != nil {
@@ -166,12 +181,8 @@ struct ELFDump: Sendable {
     map = LoadMap(
       loads, fileSize: file.size,
       addressLimit: process == nil ? Self.physicalAddressLimit : Self.userAddressLimit)
-    isIncomplete =
-      flags & ELFLayout.incomplete != 0
-      || loads.contains { load in
-        load.fileSize > 0
-          && (load.fileOffset > file.size || load.fileSize > file.size - load.fileOffset)
-      }
+    isMarkedIncomplete = flags & ELFLayout.incomplete != 0
+    self.file = file
   }
 
   /// The machines that kdump is met on. Source: elf.h, EM_*.
@@ -195,8 +206,7 @@ struct ELFDump: Sendable {
 extension ELFDump {
   /// Reads `buffer.count / 4096` frames; see ``PageReader/read(from:into:)``.
   func read(
-    _ file: InputFile, from frame: UInt64, into buffer: UnsafeMutableRawBufferPointer,
-    _ results: inout [Absence?]
+    from frame: UInt64, into buffer: UnsafeMutableRawBufferPointer, _ results: inout [Absence?]
   ) {
     let end = frame + UInt64(buffer.count) / pageSize
     var index = map.index(of: frame)
@@ -219,10 +229,10 @@ extension ELFDump {
       case .absent(let absence):
         unsafe buffer.setAbsent(absence, frames: position - frame..<pieceEnd - frame, &results)
       case .file(let offset):
-        unsafe file.readPages(
-          at: offset &+ (position - run.first) << pageShift, into: room, &results)
+        unsafe readPages(
+          from: position, at: offset &+ (position - run.first) << pageShift, into: room, &results)
       case .parts(let range):
-        results.append(unsafe read(file, map.parts[range], into: room))
+        results.append(unsafe read(map.parts[range], of: position, into: room))
       }
       position = pieceEnd
       index += 1
@@ -230,20 +240,62 @@ extension ELFDump {
   }
 
   private func read(
-    _ file: InputFile, _ parts: ArraySlice<LoadMap.Part>,
+    _ parts: ArraySlice<LoadMap.Part>, of frame: UInt64,
     into page: UnsafeMutableRawBufferPointer
   ) -> Absence? {
     unsafe page.initializeMemory(as: UInt8.self, repeating: 0)
     for part in parts {
       let room = unsafe UnsafeMutableRawBufferPointer(
         rebasing: page[part.offset..<part.offset + part.count])
-      let got = try? unsafe file.read(at: part.fileOffset, into: room)
-      guard got == part.count else {
+      let absence: Absence?
+      do throws(Errno) {
+        let got = try unsafe file.read(at: part.fileOffset, into: room)
+        absence = got < part.count ? .truncated : nil
+      } catch {
+        damage.add(frame, file.path, part.fileOffset, .readFailed(error))
+        absence = .corrupt
+      }
+      if let absence {
         unsafe page.initializeMemory(as: UInt8.self, repeating: 0)
-        return got == nil ? .corrupt : .truncated
+        return absence
       }
     }
     return nil
+  }
+
+  /// Reads whole pages that lie one after the other in the file. Where reading fails, page by page,
+  /// so that one bad block costs one page.
+  private func readPages(
+    from frame: UInt64, at offset: UInt64, into buffer: UnsafeMutableRawBufferPointer,
+    _ results: inout [Absence?]
+  ) {
+    let page = Int(pageSize)
+    do throws(Errno) {
+      let whole = try unsafe file.read(at: offset, into: buffer) / page
+      results.append(contentsOf: repeatElement(Absence?.none, count: whole))
+      guard whole * page < buffer.count else { return }
+      let next = UInt64(whole) + 1
+      unsafe buffer.setAbsent(.truncated, frames: next - 1..<next, &results)
+      // A flattened file can have a hole there, and go on behind it.
+      let rest = unsafe UnsafeMutableRawBufferPointer(rebasing: buffer[(Int(next) * page)...])
+      if file.isFlattened, next < UInt64(buffer.count / page) {
+        unsafe readPages(from: frame + next, at: offset &+ next << pageShift, into: rest, &results)
+      } else {
+        unsafe buffer.setAbsent(
+          .truncated, frames: next..<UInt64(buffer.count / page), &results)
+      }
+    } catch {
+      guard buffer.count > page else {
+        damage.add(frame, file.path, offset, .readFailed(error))
+        unsafe buffer.setAbsent(.corrupt, frames: 0..<1, &results)
+        return
+      }
+      for start in stride(from: 0, to: buffer.count, by: page) {
+        unsafe readPages(
+          from: frame + UInt64(start / page), at: offset &+ UInt64(start),
+          into: UnsafeMutableRawBufferPointer(rebasing: buffer[start..<start + page]), &results)
+      }
+    }
   }
 }
 
@@ -254,31 +306,5 @@ extension UnsafeMutableRawBufferPointer {
     unsafe UnsafeMutableRawBufferPointer(rebasing: room)
       .initializeMemory(as: UInt8.self, repeating: 0)
     results.append(contentsOf: repeatElement(Optional(absence), count: frames.count))
-  }
-}
-
-extension InputFile {
-  /// Reads whole pages that lie one after the other in the file. Where reading fails, page by page,
-  /// so that one bad block costs one page.
-  fileprivate func readPages(
-    at offset: UInt64, into buffer: UnsafeMutableRawBufferPointer, _ results: inout [Absence?]
-  ) {
-    let page = Int(pageSize)
-    if let got = try? unsafe read(at: offset, into: buffer) {
-      let whole = got / page
-      results.append(contentsOf: repeatElement(Absence?.none, count: whole))
-      if whole < buffer.count / page {
-        unsafe buffer.setAbsent(
-          .truncated, frames: UInt64(whole)..<UInt64(buffer.count / page), &results)
-      }
-    } else if buffer.count == page {
-      unsafe buffer.setAbsent(.corrupt, frames: 0..<1, &results)
-    } else {
-      for start in stride(from: 0, to: buffer.count, by: page) {
-        unsafe readPages(
-          at: offset &+ UInt64(start),
-          into: UnsafeMutableRawBufferPointer(rebasing: buffer[start..<start + page]), &results)
-      }
-    }
   }
 }

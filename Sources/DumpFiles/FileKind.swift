@@ -5,8 +5,6 @@ public enum FileKind: Hashable, Sendable {
   case empty
   /// A file compressed as a whole; the associated value is the command that unpacks it.
   case compressed(format: String, command: String)
-  /// makedumpfile -F, or QEMU's kdump formats: a dump taken apart for a pipe.
-  case flattened
   /// The migration stream of `virsh dump` without --memory-only, of `virsh save` or `savevm`.
   case migrationStream
   /// An image of a disk.
@@ -41,8 +39,6 @@ enum FileSignature {
       self = .diskdump
     } else if start.isEmpty {
       self = .other(.empty)
-    } else if begins("makedumpfile\0") {
-      self = .other(.flattened)
     } else if let known = Self.magics.first(where: { begins($0.magic) }) {
       self = .other(known.kind)
     } else if start.count > 262, Array(start[257..<262]) == Array("ustar".utf8) {

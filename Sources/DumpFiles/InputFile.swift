@@ -2,46 +2,88 @@ import Glibc
 import Memory
 import SystemPackage
 
-/// The file that a dump is read from: positioned reads only, so that threads can share it.
+/// The bytes of a dump, whether they lie in the file as they stand in the dump or in a flattened
+/// file's records: positioned reads only, so that threads can share it.
 final class InputFile: Sendable {
   let path: FilePath
-  /// Size in bytes when the file was opened.
+  /// Size in bytes when the file was opened; of a flattened file, of the dump in it.
   let size: UInt64
-  private let descriptor: CInt
+  private let storage: Storage
 
+  private enum Storage: Sendable {
+    case plain(Descriptor)
+    case flattened(FlattenedFile)
+  }
+
+  /// A file descriptor, closed by whom holds it last.
+  private final class Descriptor: Sendable {
+    let rawValue: CInt
+
+    init(_ rawValue: CInt) { self.rawValue = rawValue }
+
+    deinit { close(rawValue) }
+  }
+
+  /// A file as it lies there.
   init(_ path: FilePath) throws(DumpFileError) {
-    let descriptor = unsafe path.withPlatformString { unsafe open($0, O_RDONLY | O_CLOEXEC) }
-    guard descriptor >= 0 else { throw .cannotOpen(path, Errno(rawValue: errno)) }
-    self.path = path
-    self.descriptor = descriptor
+    let rawValue = unsafe path.withPlatformString { unsafe open($0, O_RDONLY | O_CLOEXEC) }
+    guard rawValue >= 0 else { throw .cannotOpen(path, Errno(rawValue: errno)) }
+    let descriptor = Descriptor(rawValue)
     var status = stat()
-    guard unsafe fstat(descriptor, &status) == 0 else {
-      let error = Errno(rawValue: errno)
-      close(descriptor)
-      throw .cannotOpen(path, error)
+    guard unsafe fstat(rawValue, &status) == 0 else {
+      throw .cannotOpen(path, Errno(rawValue: errno))
     }
     let type = status.st_mode & S_IFMT
     // A block device has no size of its own in its inode; seeking tells it.
-    let end = type == S_IFBLK ? lseek(descriptor, 0, SEEK_END) : off_t(status.st_size)
+    let end = type == S_IFBLK ? lseek(rawValue, 0, SEEK_END) : off_t(status.st_size)
     guard type == S_IFREG || type == S_IFBLK, let size = UInt64(exactly: end) else {
-      close(descriptor)
       throw .notAFile(path, isDirectory: type == S_IFDIR)
     }
+    self.path = path
     self.size = size
+    storage = .plain(descriptor)
   }
 
-  deinit {
-    close(descriptor)
+  private init(_ flattened: FlattenedFile) {
+    path = flattened.file.path
+    size = flattened.size
+    storage = .flattened(flattened)
   }
 
-  /// Fills `buffer` from `offset` on and returns how many bytes there were before the file's end.
+  /// Opens a dump: a flattened one is put in order.
+  static func dump(_ path: FilePath) throws(DumpFileError) -> InputFile {
+    let file = try InputFile(path)
+    let start = try file.bytes(at: 0, count: FlattenedFile.signature.count)
+    return start == FlattenedFile.signature ? InputFile(try FlattenedFile(file)) : file
+  }
+
+  /// Where a flattened file's records end too early, nil if the file is whole or not flattened.
+  var flattenedCut: FlattenedFile.Cut? {
+    if case .flattened(let flattened) = storage { flattened.cut } else { nil }
+  }
+
+  var isFlattened: Bool {
+    if case .flattened = storage { true } else { false }
+  }
+
+  /// Fills `buffer` from `offset` on and returns how many bytes there were before the dump's end,
+  /// or before bytes that no record of a flattened file has.
   func read(at offset: UInt64, into buffer: UnsafeMutableRawBufferPointer) throws(Errno) -> Int {
+    switch storage {
+    case .plain(let descriptor): unsafe try read(descriptor, at: offset, into: buffer)
+    case .flattened(let flattened): unsafe try flattened.read(at: offset, into: buffer)
+    }
+  }
+
+  private func read(
+    _ descriptor: Descriptor, at offset: UInt64, into buffer: UnsafeMutableRawBufferPointer
+  ) throws(Errno) -> Int {
     guard let base = buffer.baseAddress, var position = off_t(exactly: offset) else {
       return 0
     }
     var done = 0
     while done < buffer.count {
-      let got = unsafe pread(descriptor, base + done, buffer.count - done, position)
+      let got = unsafe pread(descriptor.rawValue, base + done, buffer.count - done, position)
       if got > 0 {
         done += got
         let (next, isTooFar) = position.addingReportingOverflow(got)
@@ -56,7 +98,7 @@ final class InputFile: Sendable {
     return done
   }
 
-  /// Up to `count` bytes from `offset` on, fewer at the file's end.
+  /// Up to `count` bytes from `offset` on, fewer where ``read(at:into:)`` ends.
   ///
   /// `count` must be bounded by the caller: it is allocated.
   func bytes(at offset: UInt64, count: Int) throws(DumpFileError) -> [UInt8] {

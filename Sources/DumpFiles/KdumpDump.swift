@@ -1,124 +1,126 @@
 import Memory
+import SystemPackage
 
-/// A kdump-compressed (or diskdump) file.
+/// A kdump-compressed (or diskdump) file, or the parts of one that `makedumpfile --split` wrote.
 struct KdumpDump: Sendable {
   /// 2^40 page frames: 52 bits of physical address.
   static let frameLimit: UInt64 = 1 << 40
 
   let format: DumpFormat
+  let isSplit: Bool
   let notes: [Note]
   let vmcoreinfo: [UInt8]?
   let dumpLevel: DumpLevel?
-  let isIncomplete: Bool
   let hasErasures: Bool
+  /// Ascending, apart from each other. Of a file that is not split, one with all frames.
+  let parts: [KdumpPart]
+  /// Frames of parts that were not given, and how many of their pages the dump has.
+  let missingParts: [MissingPart]
+  /// The dump's writer said that it ran out of space.
+  let isMarkedIncomplete: Bool
+  /// How many pages the files name and do not have, as they end before.
+  let lostPages: UInt64
+  let damage = DamageLog()
 
   /// Frames of RAM. Diskdump files can have one bitmap only, which then is both.
   private let ram: Bitmap
   /// Frames whose pages are stored.
   private let stored: Bitmap
-  /// Offset of the page descriptors.
-  private let descriptors: UInt64
-  private let fileSize: UInt64
+  /// A bit for each frame that counts in `lostPages`; empty if there are none.
+  private let lost: [UInt64]
 
-  /// `start` is the first block of the file.
-  init(_ file: InputFile, start: [UInt8], isDiskdump: Bool) throws(DumpFileError) {
-    typealias Header = KdumpLayout.Header
-    guard start.count >= Header.size,
-      let version: Int32 = start.load(at: Header.version),
-      let status: UInt32 = start.load(at: Header.status),
-      let blockSize: UInt32 = start.load(at: Header.blockSize),
-      let subHeaderBlocks: Int32 = start.load(at: Header.subHeaderSize),
-      let bitmapBlocks: UInt32 = start.load(at: Header.bitmapBlocks),
-      let shortFrameLimit: UInt32 = start.load(at: Header.frameLimit)
-    else {
-      throw .truncated(
-        file.path, part: .header, offset: 0, length: UInt64(Header.size), fileSize: file.size)
-    }
-    func bad(
-      _ field: DumpFileError.HeaderField, at offset: Int, _ value: UInt64
-    ) -> DumpFileError {
-      .badHeader(file.path, field: field, offset: UInt64(offset), value: value)
-    }
-    // The layout below is that of 64-bit machines, so the machine comes first. QEMU leaves the
-    // names out.
-    let machine = String(
-      decoding: start[Header.machine..<Header.machine + Header.nameSize].prefix { $0 != 0 },
-      as: UTF8.self)
-    guard machine.isEmpty || machine == "x86_64" else {
-      throw .otherMachine(file.path, machine: machine, offset: UInt64(Header.machine))
-    }
-    guard (0...KdumpLayout.newestVersion).contains(version) else {
-      throw .unknownVersion(file.path, version: version)
-    }
-    guard blockSize == UInt32(KdumpLayout.blockSize) else {
-      throw bad(.blockSize, at: Header.blockSize, UInt64(blockSize))
-    }
-    // A kdump file needs a block for its sub-header; diskdump may go without.
-    guard subHeaderBlocks >= (isDiskdump ? 0 : 1) else {
-      throw bad(
-        .subHeaderSize, at: Header.subHeaderSize, UInt64(UInt32(bitPattern: subHeaderBlocks)))
-    }
-    let block = UInt64(KdumpLayout.blockSize)
-    let bitmapOffset = block * (1 + UInt64(subHeaderBlocks))
-    let bitmapSize = block * UInt64(bitmapBlocks)
+  /// Takes files and their first blocks: one, or parts of a set in any order.
+  init(_ files: [(file: InputFile, start: [UInt8])]) throws(DumpFileError) {
+    var headers: [KdumpFileHeader] = []
+    for (file, start) in files { headers.append(try KdumpFileHeader(file, start: start)) }
+    headers = try Self.ordered(headers)
+    let first = headers[0]
+    let frameLimit = first.frameLimit
 
-    format = isDiskdump ? .diskdump(version: Int(version)) : .kdump(version: Int(version))
-    let sub =
-      isDiskdump ? SubHeader() : try SubHeader(file, version: version, shortLimit: shortFrameLimit)
-    if let frames = sub.splitFrames { throw .splitPart(file.path, frames: frames) }
-
-    let frameLimit = sub.frameLimit ?? UInt64(shortFrameLimit)
-    guard frameLimit > 0, frameLimit <= Self.frameLimit else {
-      let offset =
-        sub.frameLimit == nil
-        ? Header.frameLimit : KdumpLayout.blockSize + KdumpLayout.SubHeader.frameLimit64
-      throw bad(.frameLimit, at: offset, frameLimit)
-    }
-    let needed = (frameLimit + 7) / 8
-    guard bitmapSize >= needed else {
-      throw bad(.bitmapBlocks, at: Header.bitmapBlocks, UInt64(bitmapBlocks))
-    }
-    guard bitmapOffset <= file.size, bitmapSize <= file.size - bitmapOffset else {
-      throw .truncated(
-        file.path, part: .bitmaps, offset: bitmapOffset, length: bitmapSize, fileSize: file.size)
-    }
-    if !isDiskdump {
-      let unknown = status & ~KdumpLayout.Flags.known
-      guard unknown == 0 else { throw .unknownCompression(file.path, flags: unknown) }
+    let ram = try Bitmap(first.file, at: first.bitmapOffset, limit: frameLimit)
+    let stored =
+      try first.storedBitmapOffset.map { offset throws(DumpFileError) in
+        try Bitmap(first.file, at: offset, limit: frameLimit)
+      } ?? ram
+    for other in headers.dropFirst() {
+      guard try ram.equals(other.file, at: other.bitmapOffset),
+        try other.storedBitmapOffset.map({ offset throws(DumpFileError) in
+          try stored.equals(other.file, at: offset)
+        }) ?? true
+      else { throw .partsDiffer(first.file.path, other.file.path, what: "page bitmaps") }
     }
 
-    ram = try Bitmap(file, at: bitmapOffset, limit: frameLimit)
-    // With room for two bitmaps the second says what is stored; else all RAM is.
-    stored =
-      UInt64(bitmapBlocks) >= 2 * ((needed + block - 1) / block)
-      ? try Bitmap(file, at: bitmapOffset + bitmapSize / 2, limit: frameLimit) : ram
-    descriptors = bitmapOffset + bitmapSize
-    fileSize = file.size
+    var parts: [KdumpPart] = []
+    var missing: [MissingPart] = []
+    var end: UInt64 = 0
+    func addGap(_ range: Range<UInt64>) {
+      let pages = stored.rank(of: range.upperBound) - stored.rank(of: range.lowerBound)
+      guard pages > 0 else { return }
+      missing.append(
+        MissingPart(
+          frames: PageFrameNumber(range.lowerBound)..<PageFrameNumber(range.upperBound),
+          pages: pages))
+    }
+    for header in headers {
+      addGap(end..<header.frames.lowerBound)
+      end = header.frames.upperBound
+      parts.append(
+        KdumpPart(
+          file: header.file, frames: header.frames, descriptors: header.descriptors,
+          firstRank: stored.rank(of: header.frames.lowerBound)))
+    }
+    addGap(end..<frameLimit)
+    self.ram = ram
+    self.stored = stored
+    self.parts = parts
+    missingParts = missing
 
-    var noteReader = NoteReader(file)
-    try noteReader.read(at: sub.notes.offset, size: sub.notes.size)
-    notes = noteReader.notes
-    vmcoreinfo = try sub.vmcoreinfo(file) ?? notes.vmcoreinfo
-    dumpLevel = sub.dumpLevel
-    hasErasures = sub.eraseInfoSize > 0
-    let mark = isDiskdump ? KdumpLayout.diskdumpIncomplete : KdumpLayout.Flags.incomplete
-    let isCut = try Self.isCut(file, descriptors: descriptors, count: stored.count)
-    isIncomplete = isCut || status & mark != 0
+    format =
+      first.isDiskdump
+      ? .diskdump(version: Int(first.version)) : .kdump(version: Int(first.version))
+    isSplit = first.isSplit
+    notes = first.notes
+    vmcoreinfo = first.vmcoreinfo
+    dumpLevel = first.sub.dumpLevel
+    hasErasures = headers.contains { $0.sub.eraseInfoSize > 0 }
+    isMarkedIncomplete = headers.contains(where: \.isMarkedIncomplete)
+
+    var lost = LostFrames(limit: frameLimit)
+    for (part, header) in zip(parts, headers) {
+      let count = stored.rank(of: part.frames.upperBound) - part.firstRank
+      if header.isMarkedIncomplete || part.isCut(count: count) { lost.add(of: part, stored) }
+    }
+    lostPages = lost.count
+    self.lost = lost.words
   }
 
-  /// Whether the file ends before the data of the last pages: all data is in the order of the
-  /// descriptors, but for the one block that all zero pages share.
-  private static func isCut(
-    _ file: InputFile, descriptors: UInt64, count: UInt64
-  ) throws(DumpFileError) -> Bool {
-    let size = UInt64(KdumpLayout.Descriptor.size)
-    let looked = min(count, 1024)
-    let bytes = try file.bytes(
-      at: descriptors + (count - looked) * size, count: Int(looked * size))
-    guard UInt64(bytes.count) == looked * size else { return true }
-    return stride(from: 0, to: bytes.count, by: KdumpLayout.Descriptor.size).contains { start in
-      PageDescriptor(bytes, at: start)?.storage(fileSize: file.size) == .absent(.truncated)
+  /// The headers in the order of their frames, each once, if they belong together.
+  private static func ordered(
+    _ headers: [KdumpFileHeader]
+  ) throws(DumpFileError) -> [KdumpFileHeader] {
+    guard headers.count > 1 else { return headers }
+    for header in headers where !header.isSplit { throw .notAPart(header.file.path) }
+    let sorted = headers.sorted {
+      // Of a part that was given twice, the larger file: a copy may have been cut.
+      ($0.frames.lowerBound, $0.frames.upperBound, $1.file.size)
+        < ($1.frames.lowerBound, $1.frames.upperBound, $0.file.size)
     }
+    var result: [KdumpFileHeader] = []
+    for header in sorted {
+      if let first = result.first, let what = first.difference(from: header) {
+        throw .partsDiffer(first.file.path, header.file.path, what: what)
+      }
+      guard let last = result.last else {
+        result.append(header)
+        continue
+      }
+      if last.frames == header.frames { continue }
+      guard last.frames.upperBound <= header.frames.lowerBound else {
+        throw .partsDiffer(last.file.path, header.file.path, what: "division into parts")
+      }
+      result.append(header)
+    }
+    return result
   }
 
   /// See ``DumpFile/frameRanges``.
@@ -147,11 +149,13 @@ struct KdumpDump: Sendable {
     guard frame < stored.limit else { return (.notInDump, limit) }
     let end = limit < stored.limit - frame ? frame + limit : stored.limit
     if stored[frame] {
-      let run = setRun(from: frame, to: end) { stored.word($0) }
-      let readable = readableDescriptors
-      guard readable < stored.count else { return (nil, run) }
-      let rank = stored.rank(of: frame)
-      return rank < readable ? (nil, min(run, readable - rank)) : (.truncated, run)
+      let (part, partEnd) = self.part(of: frame)
+      let run = setRun(from: frame, to: min(end, partEnd)) { stored.word($0) }
+      if part == nil { return (.missingPart, run) }
+      if lost.isEmpty { return (nil, run) }
+      let isLost = lost[Int(frame / 64)] >> (frame % 64) & 1 != 0
+      let same = setRun(from: frame, to: frame + run) { isLost ? lost[$0] : ~lost[$0] }
+      return (isLost ? .truncated : nil, same)
     }
     if ram[frame] {
       return (.excluded, setRun(from: frame, to: end) { ram.word($0) & ~stored.word($0) })
@@ -160,10 +164,19 @@ struct KdumpDump: Sendable {
     return (.notInDump, frame + run == stored.limit ? limit : run)
   }
 
-  /// How many descriptors lie in the file.
-  private var readableDescriptors: UInt64 {
-    fileSize < descriptors
-      ? 0 : min(stored.count, (fileSize - descriptors) / UInt64(KdumpLayout.Descriptor.size))
+  /// The index of the part that has `frame`, nil if it is missing, and the frame from which on the
+  /// answer is another.
+  @inline(__always)
+  func part(of frame: UInt64) -> (index: Int?, end: UInt64) {
+    var low = 0
+    var high = parts.count
+    while low < high {
+      let middle = low + (high - low) / 2
+      if parts[middle].frames.upperBound <= frame { low = middle + 1 } else { high = middle }
+    }
+    guard low < parts.count else { return (nil, .max) }
+    let frames = parts[low].frames
+    return frames.lowerBound <= frame ? (low, frames.upperBound) : (nil, frames.lowerBound)
   }
 
   /// Why the frame's bytes are not stored; nil if they are.
@@ -172,9 +185,76 @@ struct KdumpDump: Sendable {
     stored[frame] ? nil : ram[frame] ? .excluded : .notInDump
   }
 
-  /// Offset of the descriptor of `frame`, or of the next frame stored.
-  func descriptorOffset(of frame: UInt64) -> UInt64 {
-    descriptors + stored.rank(of: frame) * UInt64(KdumpLayout.Descriptor.size)
+  /// Offset of the descriptor of a frame of `part`, or of the next frame stored.
+  func descriptorOffset(of frame: UInt64, in part: KdumpPart) -> UInt64 {
+    part.descriptors
+      + (stored.rank(of: frame) - part.firstRank) * UInt64(KdumpLayout.Descriptor.size)
+  }
+}
+
+/// A file, and the frames whose pages it has.
+struct KdumpPart: Sendable {
+  let file: InputFile
+  let frames: Range<UInt64>
+  /// Offset of the page descriptors.
+  let descriptors: UInt64
+  /// Number of pages stored in other parts, of frames before.
+  let firstRank: UInt64
+
+  /// Whether the file ends before the data of the last of its `count` pages: all data is in the
+  /// order of the descriptors, but for the one block that all zero pages share.
+  fileprivate func isCut(count: UInt64) -> Bool {
+    if file.flattenedCut != nil { return true }
+    let size = UInt64(KdumpLayout.Descriptor.size)
+    let looked = min(count, 1024)
+    // Descriptors that cannot be read are told as damage when their pages are asked for.
+    guard
+      let bytes = try? file.bytes(
+        at: descriptors + (count - looked) * size, count: Int(looked * size))
+    else { return false }
+    guard UInt64(bytes.count) == looked * size else { return true }
+    return stride(from: 0, to: bytes.count, by: KdumpLayout.Descriptor.size).contains { start in
+      PageDescriptor(bytes, at: start)?.storage(fileSize: file.size) == .absent(.truncated)
+    }
+  }
+}
+
+/// Page frames whose pages the file does not reach, found by looking at all descriptors.
+private struct LostFrames {
+  private let limit: UInt64
+  private(set) var words: [UInt64] = []
+  private(set) var count: UInt64 = 0
+
+  init(limit: UInt64) {
+    self.limit = limit
+  }
+
+  mutating func add(of part: KdumpPart, _ stored: Bitmap) {
+    let size = KdumpLayout.Descriptor.size
+    let pieceCount: UInt64 = 4096
+    var offset = part.descriptors
+    var frame = part.frames.lowerBound
+    let end = part.frames.upperBound
+    while frame < end {
+      frame += setRun(from: frame, to: end) { ~stored.word($0) }
+      let run = setRun(from: frame, to: min(end, frame + pieceCount)) { stored.word($0) }
+      let table = try? part.file.bytes(at: offset, count: Int(run) * size)
+      for index in 0..<run {
+        // As in `isCut`.
+        guard let table else { break }
+        let storage = PageDescriptor(table, at: Int(index) * size)?
+          .storage(fileSize: part.file.size)
+        if storage == nil || storage == .absent(.truncated) { add(frame + index) }
+      }
+      offset += run * UInt64(size)
+      frame += run
+    }
+  }
+
+  private mutating func add(_ frame: UInt64) {
+    if words.isEmpty { words = Array(repeating: 0, count: Int(limit / 64) + 1) }
+    words[Int(frame / 64)] |= 1 << (frame % 64)
+    count += 1
   }
 }
 
@@ -207,61 +287,5 @@ struct PageDescriptor: Hashable {
     guard size > 0, size <= UInt32(KdumpLayout.blockSize) else { return .absent(.corrupt) }
     guard offset < fileSize, UInt64(size) <= fileSize - offset else { return .absent(.truncated) }
     return .at(offset..<offset + UInt64(size))
-  }
-}
-
-/// What the sub-header says, as far as its version goes.
-private struct SubHeader {
-  var dumpLevel: DumpLevel?
-  var splitFrames: Range<PageFrameNumber>?
-  var vmcoreinfo: (offset: UInt64, size: UInt64) = (0, 0)
-  var notes: (offset: UInt64, size: UInt64) = (0, 0)
-  var eraseInfoSize: UInt64 = 0
-  /// max_mapnr_64.
-  var frameLimit: UInt64?
-
-  /// Of a diskdump file, whose sub-header has registers only.
-  init() {}
-
-  init(_ file: InputFile, version: Int32, shortLimit: UInt32) throws(DumpFileError) {
-    typealias Member = KdumpLayout.SubHeader
-    let offset = UInt64(KdumpLayout.blockSize)
-    let bytes = try file.bytes(at: offset, count: Member.size)
-    guard let level: Int32 = bytes.load(at: Member.dumpLevel),
-      let split: Int32 = bytes.load(at: Member.split),
-      let splitStart: UInt64 = bytes.load(at: Member.splitStart),
-      let splitEnd: UInt64 = bytes.load(at: Member.splitEnd),
-      let vmcoreinfoOffset: UInt64 = bytes.load(at: Member.vmcoreinfoOffset),
-      let vmcoreinfoSize: UInt64 = bytes.load(at: Member.vmcoreinfoSize),
-      let noteOffset: UInt64 = bytes.load(at: Member.noteOffset),
-      let noteSize: UInt64 = bytes.load(at: Member.noteSize),
-      let eraseInfoSize: UInt64 = bytes.load(at: Member.eraseInfoSize),
-      let splitStart64: UInt64 = bytes.load(at: Member.splitStart64),
-      let splitEnd64: UInt64 = bytes.load(at: Member.splitEnd64),
-      let frameLimit64: UInt64 = bytes.load(at: Member.frameLimit64)
-    else {
-      throw .truncated(
-        file.path, part: .subHeader, offset: offset, length: UInt64(Member.size),
-        fileSize: file.size)
-    }
-    if version >= 1 { dumpLevel = DumpLevel(rawValue: level) }
-    if version >= 2, split != 0 {
-      let start = version >= 6 ? splitStart64 : splitStart
-      let end = version >= 6 ? splitEnd64 : splitEnd
-      splitFrames = PageFrameNumber(start)..<PageFrameNumber(max(start, end))
-    }
-    if version >= 3 { vmcoreinfo = (vmcoreinfoOffset, vmcoreinfoSize) }
-    if version >= 4 { notes = (noteOffset, noteSize) }
-    if version >= 5 { self.eraseInfoSize = eraseInfoSize }
-    if version >= 6 { frameLimit = frameLimit64 == 0 ? UInt64(shortLimit) : frameLimit64 }
-  }
-
-  /// The text that offset_vmcoreinfo names; nil where it names none, or none that lies in the file.
-  func vmcoreinfo(_ file: InputFile) throws(DumpFileError) -> [UInt8]? {
-    guard vmcoreinfo.offset > 0, vmcoreinfo.size > 0,
-      vmcoreinfo.size <= NoteReader.descriptionLimit
-    else { return nil }
-    let text = try file.bytes(at: vmcoreinfo.offset, count: Int(vmcoreinfo.size))
-    return UInt64(text.count) == vmcoreinfo.size ? text.withoutTrailingZeros : nil
   }
 }

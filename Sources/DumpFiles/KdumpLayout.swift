@@ -64,6 +64,17 @@ enum KdumpLayout {
 
     static let compression = zlib | lzo | snappy | zstd
     static let known = compression | incomplete | excludedVmemmap
+
+    /// What a page's flags say of its compression, if they name one.
+    static func codec(_ flags: UInt32) -> String? {
+      switch flags & compression {
+      case zlib: "zlib"
+      case lzo: "LZO"
+      case snappy: "snappy"
+      case zstd: "zstd"
+      default: nil
+      }
+    }
   }
 
   /// DUMP_HEADER_INCOMPLETED: flag of the status in a diskdump header.

@@ -80,6 +80,11 @@ struct LoadMap: Sendable {
     return (absence, position - frame)
   }
 
+  /// Pages that a load has and the file does not reach.
+  var lostPages: UInt64 {
+    runs.reduce(0) { $1.content == .absent(.truncated) ? $0 + ($1.end - $1.first) : $0 }
+  }
+
   /// Ranges of frames that any load speaks of, ascending, coalesced.
   var frameRanges: [Range<PageFrameNumber>] {
     var ranges: [Range<PageFrameNumber>] = []

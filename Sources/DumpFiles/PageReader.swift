@@ -4,12 +4,10 @@ import Memory
 ///
 /// Not `Sendable`: each thread makes its own with ``DumpFile/makeReader()``.
 public final class PageReader: FrameReader {
-  private let file: InputFile
   private let container: Container
   private let scratch = KdumpScratch()
 
-  init(_ file: InputFile, _ container: Container) {
-    self.file = file
+  init(_ container: Container) {
     self.container = container
   }
 
@@ -35,9 +33,8 @@ public final class PageReader: FrameReader {
         continue
       }
       switch container {
-      case .elf(let dump): unsafe dump.read(file, from: first, into: room, &results)
-      case .kdump(let dump):
-        unsafe dump.read(file, from: first, into: room, &results, scratch)
+      case .elf(let dump): unsafe dump.read(from: first, into: room, &results)
+      case .kdump(let dump): unsafe dump.read(from: first, into: room, &results, scratch)
       }
     }
     return results

@@ -145,6 +145,8 @@ public enum MissingReason: String, Hashable, Sendable, CaseIterable {
   case notDumped = "not-dumped"
   case truncated
   case corrupt
+  /// In a file of a split dump that was not given.
+  case missingPart = "missing-part"
   /// A host page table that would tell is not in the dump.
   case pageTableMissing = "page-table-missing"
   /// The host keeps the page encrypted for the guest.
@@ -157,6 +159,7 @@ public enum MissingReason: String, Hashable, Sendable, CaseIterable {
       case .notInDump: .notInDump
       case .truncated: .truncated
       case .corrupt: .corrupt
+      case .missingPart: .missingPart
       }
   }
 
@@ -171,6 +174,7 @@ public enum MissingReason: String, Hashable, Sendable, CaseIterable {
     case .notDumped: "in memory of the VMM that was not put into its core"
     case .truncated: "beyond the end of the truncated dump"
     case .corrupt: "damaged in the dump"
+    case .missingPart: "in a part of the split dump that was not given"
     case .pageTableMissing: "unknown, as the host's page table for them is not in the dump"
     case .encrypted: "encrypted by the host's processor"
     }

@@ -10,6 +10,8 @@ public enum Absence: String, Hashable, Sendable, CaseIterable {
   case truncated
   /// The frame's bytes are there, but cannot be read or decoded.
   case corrupt
+  /// The frame's bytes are in a file of a split dump that was not given.
+  case missingPart
 }
 
 /// Memory could not be read.
@@ -44,6 +46,7 @@ extension Absence {
     case .notInDump: "not in the dump"
     case .truncated: "beyond the end of the truncated dump"
     case .corrupt: "damaged in the dump"
+    case .missingPart: "in a part of the split dump that was not given"
     }
   }
 }

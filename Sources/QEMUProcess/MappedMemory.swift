@@ -69,6 +69,7 @@ extension MissingReason {
       case .excluded, .notInDump: .notDumped
       case .truncated: .truncated
       case .corrupt: .corrupt
+      case .missingPart: .missingPart
       }
   }
 }

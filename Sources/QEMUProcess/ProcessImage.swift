@@ -131,6 +131,7 @@ extension ProcessMemoryError: CustomStringConvertible {
     case .notInDump: "not in the core"
     case .truncated: "beyond the end of the truncated core"
     case .corrupt: "damaged in the core"
+    case .missingPart: "in another file"
     }
   }
 }

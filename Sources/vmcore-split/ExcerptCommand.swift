@@ -32,8 +32,11 @@ struct Excerpt: ParsableCommand {
   var force = false
 
   func run() throws {
+    try DumpFile.open(common) { try run(on: $0) }
+  }
+
+  private func run(on dump: DumpFile) throws {
     let recorder = FrameRecorder()
-    let dump = try DumpFile.opened(by: common)
     let host = try HostAnalysis(of: dump, common, recorder: recorder)
     if common.solve {
       // The copy answers those too who do not solve.

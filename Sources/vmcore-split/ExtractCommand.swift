@@ -33,7 +33,10 @@ struct Extract: ParsableCommand {
   }
 
   func run() throws {
-    let source = try SourceAnalysis(common, core)
+    try DumpFile.open(common) { try run(on: SourceAnalysis(of: $0, common, core)) }
+  }
+
+  private func run(on source: SourceAnalysis) throws {
     for failure in source.failures { Console.error(failure) }
     let targets = try OutputNames(for: source.guests, output: output)
     var isComplete = source.failures.isEmpty
@@ -73,7 +76,7 @@ struct Extract: ParsableCommand {
         guest.guest, kernels: guest.kernels, survey: guest.survey, source: source.dump,
         provenance: Provenance(
           tool: "vmcore-split", version: toolVersion,
-          source: .init(path: source.dump.path.string, format: "\(source.dump.format)"),
+          source: .init(path: source.dump.path.string, format: source.dump.formatDescription),
           guest: guest.report)
       ).write(to: file, threads: common.threadCount, progress: progress)
     } catch {

@@ -16,7 +16,10 @@ struct List: ParsableCommand {
   @OptionGroup var report: ReportOptions
 
   func run() throws {
-    let source = try SourceAnalysis(common, core)
+    try DumpFile.open(common) { try run(on: SourceAnalysis(of: $0, common, core)) }
+  }
+
+  private func run(on source: SourceAnalysis) throws {
     // A guest's symbols take megabytes: of each guest, only what is shown is kept.
     var table = TextTable(
       ["GUEST", "PID", "VCPUS", "RAM", "RECOVERABLE", "BACKEND", "GUEST KERNEL"])
@@ -100,21 +103,24 @@ struct SourceReport: Encodable {
   var guests: [GuestReport]
   /// Guests that could not be read.
   var failures: [Failure]
+  /// On the dump as a whole.
+  var findings: [Finding]
 
   init(_ source: SourceAnalysis, _ guests: [GuestReport]) {
     let dump = source.dump
     switch source.origin {
     case .host(let kernel):
       host = Host(
-        path: dump.path.string, format: "\(dump.format)", release: kernel.vmcoreinfo.release,
+        path: dump.path.string, format: dump.formatDescription, release: kernel.vmcoreinfo.release,
         dumpLevel: dump.dumpLevel?.rawValue, isIncomplete: dump.isIncomplete)
     case .process(let program):
       process = Process(
-        path: dump.path.string, format: "\(dump.format)", program: program,
+        path: dump.path.string, format: dump.formatDescription, program: program,
         isIncomplete: dump.isIncomplete)
     }
     self.guests = guests
     failures = source.failures.map { Failure(name: $0.name, problem: $0.problem) }
+    findings = dump.findings
   }
 }
 

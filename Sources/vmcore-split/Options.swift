@@ -5,9 +5,11 @@ import Memory
 /// What all commands that read a dump take.
 struct CommonOptions: ParsableArguments {
   @Argument(
-    help: ArgumentHelp("The dump of the host: ELF or kdump-compressed.", valueName: "dump"),
+    help: ArgumentHelp(
+      "The dump of the host: ELF or kdump-compressed; of a split one, all its files.",
+      valueName: "dump"),
     completion: .file())
-  var dump: String
+  var dumps: [String]
 
   @Option(
     name: .long,

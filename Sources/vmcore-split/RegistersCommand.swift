@@ -1,4 +1,5 @@
 import ArgumentParser
+import DumpFiles
 import Guest
 import Memory
 import X86
@@ -12,7 +13,10 @@ struct Registers: ParsableCommand {
   @OptionGroup var report: ReportOptions
 
   func run() throws {
-    let source = try SourceAnalysis(common, core)
+    try DumpFile.open(common) { try run(on: SourceAnalysis(of: $0, common, core)) }
+  }
+
+  private func run(on source: SourceAnalysis) throws {
     var reports: [GuestReport] = []
     for guest in source.guests {
       let analysis = GuestAnalysis(guest, in: source.dump, threads: common.threadCount)

@@ -24,8 +24,11 @@ struct SourceAnalysis {
   }
 
   /// - Parameter searchesForVMCSs: search a host's memory for VMCSs that no vCPU leads to.
-  init(_ options: CommonOptions, _ core: CoreOptions, searchesForVMCSs: Bool = false) throws {
-    dump = try DumpFile.opened(by: options)
+  init(
+    of dump: DumpFile, _ options: CommonOptions, _ core: CoreOptions,
+    searchesForVMCSs: Bool = false
+  ) throws {
+    self.dump = dump
     if let process = dump.process {
       guard !searchesForVMCSs else { throw Failure(DumpFileError.processCore(dump.path)) }
       let notes = ControlBlockNotes(
@@ -75,28 +78,10 @@ struct SourceAnalysis {
   var summary: String {
     switch origin {
     case .host(let kernel):
-      "\(dump.path): \(dump.format), host Linux \(kernel.vmcoreinfo.release)"
+      "\(dump.path): \(dump.formatDescription), host Linux \(kernel.vmcoreinfo.release)"
     case .process(let program):
-      "\(dump.path): \(dump.format)" + (program.map { ", \($0)" } ?? "")
+      "\(dump.path): \(dump.formatDescription)" + (program.map { ", \($0)" } ?? "")
     }
-  }
-}
-
-extension DumpFile {
-  /// The file named on the command line.
-  static func opened(by options: CommonOptions) throws -> DumpFile {
-    let dump: DumpFile
-    do throws(DumpFileError) {
-      dump = try DumpFile.open(FilePath(options.dump))
-    } catch {
-      throw Failure(error)
-    }
-    if dump.isIncomplete {
-      Console.warning(
-        "\(dump.path) is incomplete: it ends before all the pages that its headers name, and what"
-          + " lies behind is missing [dump.incomplete]")
-    }
-    return dump
   }
 }
 

@@ -1,5 +1,6 @@
 import ArgumentParser
 import ControlBlocks
+import DumpFiles
 import Guest
 import GuestVmcore
 import KVMHost
@@ -43,7 +44,12 @@ struct VMCS: ParsableCommand {
   var force = false
 
   func run() throws {
-    let source = try SourceAnalysis(common, core, searchesForVMCSs: scan)
+    try DumpFile.open(common) {
+      try run(on: SourceAnalysis(of: $0, common, core, searchesForVMCSs: scan))
+    }
+  }
+
+  private func run(on source: SourceAnalysis) throws {
     let structures = source.controlStructures.filter {
       processors.isEmpty || $0.owner.map { processors.contains($0.processor) } ?? false
     }

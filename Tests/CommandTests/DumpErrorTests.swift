@@ -25,7 +25,10 @@ struct UnusableFile: CustomTestStringConvertible, Sendable {
       UnusableFile("dump.not-a-dump.zeros", SyntheticFile([UInt8](repeating: 0, count: 8192))),
       UnusableFile("dump.not-a-dump.text", SyntheticFile(Array("Dear kdump,\n".utf8))),
       UnusableFile("dump.not-a-dump.compressed", SyntheticFile([0x1f, 0x8b, 8, 0])),
-      UnusableFile("dump.not-a-dump.flattened", startsWith: "makedumpfile\0\0\0\0"),
+      UnusableFile(
+        "dump.too-scattered",
+        SyntheticFile(
+          flattened: (0..<40_000).map { .init(offset: 2 * $0, bytes: [0x7f]) })),
       UnusableFile("dump.not-a-dump.migration-stream", startsWith: "QEVM"),
       UnusableFile("dump.not-a-dump.migration-stream", startsWith: "LibvirtQemudSave"),
       UnusableFile("dump.not-a-dump.disk-image", startsWith: "KDMV"),
@@ -42,7 +45,6 @@ struct UnusableFile: CustomTestStringConvertible, Sendable {
       UnusableFile("dump.no-memory", ELFDefect.noLoads.file),
       UnusableFile("dump.unknown-version", KdumpDefect.versionTooNew.file),
       UnusableFile("dump.unknown-compression", KdumpDefect.unknownStatusFlag.file),
-      UnusableFile("dump.split-part", KdumpDefect.partOfSplitSet.file),
     ] + kernels + cores
 
   /// Cores of processes that are of no use.
@@ -132,6 +134,37 @@ struct DumpErrorTests {
     let folder = Folder()
     try expectError("dump.truncated-header", [dump.path, "-o", "guests/"], in: folder)
     #expect(try folder.names.isEmpty)
+  }
+
+  @Test func filesOfSeveralDumpsAreRefused() throws {
+    var memory = SyntheticMemory()
+    memory[PageFrameNumber(1)] = [UInt8](repeating: 1, count: Int(pageSize))
+    memory[PageFrameNumber(9)] = [UInt8](repeating: 2, count: Int(pageSize))
+    func part(_ frames: Range<UInt64>, release: String) throws -> TemporaryFile {
+      var options = SyntheticKdump()
+      options.split = PageFrameNumber(frames.lowerBound)..<PageFrameNumber(frames.upperBound)
+      options.vmcoreinfo = "OSRELEASE=\(release)\n"
+      return try memory.kdump(options).save()
+    }
+    let first = try part(0..<5, release: "6.1.0")
+    let other = try part(5..<10, release: "6.1.1")
+    let elf = try memory.elf().save()
+    try expectError("dump.parts-differ", ["list", other.path, first.path], in: Folder())
+    try expectError("dump.not-a-part", ["list", first.path, elf.path], in: Folder())
+  }
+
+  @Test func missingPartIsNamed() throws {
+    var memory = SyntheticMemory()
+    for frame in 0..<20 as Range<UInt64> {
+      memory[PageFrameNumber(frame)] = [UInt8](repeating: 1, count: Int(pageSize))
+    }
+    var options = SyntheticKdump()
+    options.split = PageFrameNumber(0)..<PageFrameNumber(5)
+    let part = try memory.kdump(options).save()
+    let result = try Program.run(["list", part.path], in: Folder())
+    #expect(
+      result.errors.contains(
+        "the one with page frames 0x5 to 0x13, 15 pages (60 KiB) [dump.part-missing]"))
   }
 
   @Test func missingFileIsNotFound() throws {

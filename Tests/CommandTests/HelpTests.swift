@@ -36,7 +36,6 @@ struct HelpTests {
     [],
     ["--no-such-option", "dump"],
     ["list"],
-    ["list", "dump", "another"],
     ["list", "dump", "--threads", "0"],
     ["list", "dump", "--threads", "1025"],
     ["list", "dump", "--threads", "many"],

@@ -78,7 +78,7 @@ enum StableNames {
 
   /// Kinds of files that are no dumps.
   private static let notADump = [
-    "compressed", "disk-image", "empty", "encrypted", "flattened", "foreign", "migration-stream",
+    "compressed", "disk-image", "empty", "encrypted", "foreign", "migration-stream",
     "text", "unknown", "zeros",
   ]
 }

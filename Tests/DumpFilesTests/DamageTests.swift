@@ -28,6 +28,9 @@ import Testing
     var diskdump = SyntheticKdump()
     diskdump.isDiskdump = true
     files.append(memory.kdump(diskdump))
+    var generator = SeededGenerator(seed: 12)
+    files.append(SyntheticFile(flattened: files[0].records(using: &generator)))
+    files.append(SyntheticFile(flattened: files[2].records(using: &generator)))
     return files
   }
 

@@ -325,4 +325,52 @@ typealias Load = SyntheticELF.Load
           loads: [Load(physical: 0, virtual: 0, fileSize: 0x2000)])))
     #expect(dump.frameRanges == [PageFrameNumber(0)..<PageFrameNumber(2)])
   }
+
+  // As many as an ELF header cannot count, so that a section header does (PN_XNUM).
+  @Test func readsMoreLoadsThanTheHeaderCounts() throws {
+    let count: UInt64 = 70_000
+    func page(_ index: UInt64) -> [UInt8] {
+      [UInt8](repeating: UInt8(index / 1000 + 1), count: 4096)
+    }
+    var loads: [Load] = []
+    for index in 0..<count {
+      // Every other frame; of each thousandth the bytes are there.
+      let size: UInt64 = index % 1000 == 0 ? 4096 : 0
+      loads.append(
+        Load(physical: index << 13, fileSize: size, memorySize: 4096, content: page(index)))
+    }
+    let dump = try openDump(SyntheticMemory().elf(SyntheticELF(loads: loads)))
+    #expect(dump.frameRanges.count == Int(count))
+    for frame in [0..<50, 59_990..<60_010, 139_980..<140_010] as [Range<UInt64>] {
+      expectReads(dump, in: frame) { frame in
+        let index = frame.rawValue / 2
+        if frame.rawValue % 2 != 0 || index >= count { return .absent(.notInDump) }
+        return index % 1000 == 0
+          ? .bytes(page(index)) : .absent(.excluded)
+      }
+    }
+  }
+
+  @Test func countsThePagesThatAreCutOff() throws {
+    var file = Self.memory.elf()
+    file.resize(to: file.size - 5 * 4096 - 1)
+    let dump = try openDump(file)
+    #expect(dump.isIncomplete)
+    #expect(dump.lostPages == 6)
+  }
+
+  @Test func readsProcKcore() throws {
+    let dump = try openDump(
+      Self.memory.kcore(
+        vmcoreinfo: Self.text, text: PageFrameNumber(0x42)..<PageFrameNumber(0x50)))
+    #expect(dump.format == .kcore)
+    #expect(dump.process == nil)
+    #expect(!dump.isIncomplete)
+    #expect(dump.vmcoreinfo == Array(Self.text.utf8))
+    // Registers of zero would be taken for those of a processor.
+    #expect(dump.notes.map(\.name) == ["VMCOREINFO"])
+    #expect(dump.frameRanges == Self.memory.frameRanges)
+    expectReads(dump, in: 0..<0x80, Self.truth(Self.memory))
+    expectReads(dump, in: 0xf_fff0..<0x10_0020, Self.truth(Self.memory))
+  }
 }

@@ -12,7 +12,6 @@ import Testing
     ([0xfd, 0x37, 0x7a, 0x58, 0x5a, 0], "compressed", "xz -dk"),
     ([0x28, 0xb5, 0x2f, 0xfd, 4], "compressed", "zstd -d"),
     ([0x89, 0x4c, 0x5a, 0x4f, 0, 0x0d, 0x0a, 0x1a, 0x0a], "compressed", "lzop -d"),
-    (Array("makedumpfile\0\0\0\0".utf8), "flattened", "makedumpfile -R"),
     (Array("QEVM\0\0\0\u{3}".utf8), "migration-stream", "--memory-only"),
     (Array("LibvirtQemudSave".utf8), "migration-stream", "--memory-only"),
     ([0x51, 0x46, 0x49, 0xfb, 0, 0, 0, 3], "disk-image", "memory dump"),

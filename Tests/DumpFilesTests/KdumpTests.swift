@@ -126,7 +126,8 @@ import Testing
     file.resize(to: file.size - 3 * 4096 - 1)
     let dump = try openDump(file)
     #expect(dump.isIncomplete)
-    expectReads(dump, in: 8000..<8300, presenceIsExact: false) { frame in
+    #expect(dump.lostPages == 4)
+    expectReads(dump, in: 8000..<8300) { frame in
       (8196..<8200).contains(frame.rawValue) ? .absent(.truncated) : Self.truth(frame)
     }
   }
@@ -137,7 +138,7 @@ import Testing
     file.resize(to: 4 * 4096 + 60 * 24 + 12)
     let dump = try openDump(file)
     #expect(dump.isIncomplete)
-    expectReads(dump, in: 0..<300, presenceIsExact: false) { frame in
+    expectReads(dump, in: 0..<300) { frame in
       Self.truth(frame).absence == nil ? .absent(.truncated) : Self.truth(frame)
     }
   }
@@ -147,9 +148,8 @@ import Testing
     var cut = file
     cut.resize(to: 4 * 4096 + 60 * 24)
     let dump = try openDump(cut)
-    // 60 pages are stored before frame 63.
-    #expect(dump.presence(from: PageFrameNumber(3), limit: 1000) == (nil, 60))
-    #expect(dump.presence(from: PageFrameNumber(63), limit: 1000) == (.truncated, 1))
+    // No page's data is in the file.
+    #expect(dump.presence(from: PageFrameNumber(3), limit: 1000) == (.truncated, 61))
     #expect(dump.presence(from: PageFrameNumber(65), limit: 1000) == (.truncated, 5))
     #expect(dump.presence(from: PageFrameNumber(70), limit: 1000) == (.excluded, 20))
   }
@@ -255,7 +255,6 @@ import Testing
     .frameLimitZero: "dump.bad-header",
     .frameLimitHuge: "dump.bad-header",
     .unknownStatusFlag: "dump.unknown-compression",
-    .partOfSplitSet: "dump.split-part",
   ]
 
   @Test(arguments: KdumpDefect.allCases)
@@ -263,12 +262,74 @@ import Testing
     #expect(openingError(defect.file)?.name == Self.errors[defect])
   }
 
-  @Test func namesTheFramesOfASplitPart() {
-    let range = PageFrameNumber(0)..<PageFrameNumber(100)
-    guard case .splitPart(_, let frames)? = openingError(KdumpDefect.partOfSplitSet.file) else {
-      Issue.record("not recognised")
-      return
+  // 16 TiB of addresses: more frames than 32 bits count, bitmaps of 1 GiB.
+  @Test func readsFramesBeyond32Bits() throws {
+    var generator = SeededGenerator(seed: 31)
+    let top: UInt64 = (1 << 32) + (1 << 16)
+    let memory = SyntheticMemory(
+      randomIn: [1..<20, (1 << 32) - 5..<(1 << 32) + 5, top - 10..<top], using: &generator)
+    let dump = try openDump(memory.kdump())
+    #expect(dump.frameRanges == memory.frameRanges)
+    for range in [0..<30, (1 << 32) - 20..<(1 << 32) + 20, top - 20..<top + 10]
+      as [Range<UInt64>]
+    {
+      expectReads(dump, in: range) { frame in
+        memory[frame].map { .bytes($0) } ?? .absent(.notInDump)
+      }
     }
-    #expect(frames == range)
+  }
+
+  // Before version 6, max_mapnr has 32 bits.
+  @Test func takesTheShortFrameLimitWhereThereIsNoOther() throws {
+    for version in [5, 6] as [Int32] {
+      var file = Self.memory.kdump(Self.options(version: version))
+      if version == 6 { file.store(0 as UInt64, at: 4096 + 96) }
+      expectReads(try openDump(file), in: 8150..<8250, Self.truth)
+    }
+  }
+
+  @Test(arguments: KdumpPageDefect.allCases)
+  func tellsWhichPageIsDamaged(defect: KdumpPageDefect) throws {
+    let dump = try openDump(defect.memoryAndFile.file)
+    #expect(dump.damage.count == 0)
+    for _ in 0..<2 {
+      _ = dump.makeReader().read(from: PageFrameNumber(0), count: 10)
+      _ = dump.read(KdumpPageDefect.frame)
+    }
+    let damage = dump.damage.first.first?.damage
+    switch defect {
+    case .descriptorNeverWritten, .dataBeyondEnd, .dataOffsetWraps:
+      #expect(dump.damage.count == 0)
+      return
+    case .sizeZero: #expect(damage == .badSize(0))
+    case .sizeAbovePage: #expect(damage == .badSize(4097))
+    case .plainPageTooShort: #expect(damage == .badSize(4095))
+    case .unknownFlag: #expect(damage == .unknownCompression(flags: 0x40))
+    case .twoFlags: #expect(damage == .unknownCompression(flags: 3))
+    case .zlibDataDamaged, .zlibDataOfHalfAPage: #expect(damage == .undecodable(codec: "zlib"))
+    case .lzoDataDamaged: #expect(damage == .undecodable(codec: "LZO"))
+    case .snappyDataDamaged: #expect(damage == .undecodable(codec: "snappy"))
+    case .zstdDataDamaged: #expect(damage == .undecodable(codec: "zstd"))
+    }
+    // Met four times, counted once.
+    #expect(dump.damage.count == 1)
+    #expect(dump.damage.first.map(\.frame) == [KdumpPageDefect.frame])
+  }
+
+  @Test func tellsTheLowestDamagedPagesFirst() throws {
+    var file = Self.memory.kdump(Self.options())
+    let frames: [UInt64] = [199, 7, 150, 66, 3, 64 + 5, 120]
+    for frame in frames {
+      // 60 pages below frame 63, 2 below frame 65 are no RAM; 70 to 89 are left out.
+      let rank = Self.memory.frames.count { $0.rawValue < frame && !Self.excluded.contains($0) }
+      file.store(UInt32(5000), at: 4 * 4096 + 24 * UInt64(rank) + 8)
+    }
+    let dump = try openDump(file)
+    for frame in frames { _ = dump.read(PageFrameNumber(frame)) }
+    #expect(dump.damage.count == frames.count)
+    #expect(dump.damage.first.map(\.frame.rawValue) == Array(frames.sorted().prefix(5)))
+    #expect(
+      dump.damage.first.first?.description.contains(
+        "page frame 0x3 at offset 0x4000 of") == true)
   }
 }

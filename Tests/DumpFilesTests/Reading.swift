@@ -22,6 +22,13 @@ func openDump(_ file: SyntheticFile) throws -> DumpFile {
   return try DumpFile.open(FilePath(saved.path))
 }
 
+/// Opens the files of a split dump.
+func openDump(parts: [SyntheticFile]) throws -> DumpFile {
+  let saved = try parts.map { try $0.save() }
+  // The files must not go before they are opened.
+  return try withExtendedLifetime(saved) { try DumpFile.open(saved.map { FilePath($0.path) }) }
+}
+
 /// The error that opening such a file gives.
 func openingError(_ file: SyntheticFile) -> DumpFileError? {
   do {

@@ -69,7 +69,6 @@ public enum KdumpDefect: String, CaseIterable, Sendable {
   case frameLimitZero
   case frameLimitHuge
   case unknownStatusFlag
-  case partOfSplitSet
 
   /// A dump with this defect and no other.
   public var file: SyntheticFile {
@@ -80,12 +79,11 @@ public enum KdumpDefect: String, CaseIterable, Sendable {
     switch self {
     case .machineIsArm64: options.machine = "aarch64"
     case .machineIsI686: options.machine = "i686"
-    case .partOfSplitSet: options.split = PageFrameNumber(0)..<PageFrameNumber(100)
     default: break
     }
     var file = memory.kdump(options)
     switch self {
-    case .machineIsArm64, .machineIsI686, .partOfSplitSet: break
+    case .machineIsArm64, .machineIsI686: break
     case .headerCut: file.resize(to: 463)
     case .subHeaderCut: file.resize(to: 4096 + 103)
     case .bitmapsCut: file.resize(to: 3 * 4096)

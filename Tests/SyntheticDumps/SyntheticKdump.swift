@@ -29,12 +29,12 @@ extension SyntheticMemory {
   /// A kdump-compressed file of this memory. Layout: makedumpfile's diskdump_mod.h.
   public func kdump(_ options: SyntheticKdump = SyntheticKdump()) -> SyntheticFile {
     let block: UInt64 = 4096
-    let stored = frames.filter { frame in
-      !options.excluded.contains(frame) && options.split.map { $0.contains(frame) } ?? true
-    }
+    // All parts of a split set have the bitmaps of the whole.
+    let inBitmap = frames.filter { !options.excluded.contains($0) }
+    let stored = inBitmap.filter { frame in options.split.map { $0.contains(frame) } ?? true }
     let ram = options.ram ?? frameRanges
     let frameLimit = max(
-      ram.last?.upperBound.rawValue ?? 0, stored.last.map { $0.rawValue + 1 } ?? 0)
+      ram.last?.upperBound.rawValue ?? 0, inBitmap.last.map { $0.rawValue + 1 } ?? 0)
 
     // The sub-header's block or blocks: fields, then notes, or the text alone before version 4.
     var extra: [UInt8] = []
@@ -113,7 +113,7 @@ extension SyntheticMemory {
       }
     }
     let storedOffset = options.hasOneBitmap ? bitmapOffset : bitmapOffset + bitmapSize / 2
-    for frame in stored { file.setBit(frame.rawValue, ofBitmapAt: storedOffset) }
+    for frame in inBitmap { file.setBit(frame.rawValue, ofBitmapAt: storedOffset) }
 
     var descriptors: [UInt8] = []
     var offset = descriptorOffset + 24 * UInt64(stored.count)
