@@ -5,29 +5,57 @@ import struct
 from .elfcore import PAGE, ElfCore
 
 KDUMP_SIGNATURE = b"KDUMP   "
+FLAT_SIGNATURE = b"makedumpfile\0"
+HEADER_SIZE = 464
+RECORD = struct.Struct(">qq")   # a flattened file's records: offset in the dump, size; -1, -1 behind the last
 BLOCK_SIZE_OFFSET = 428         # in disk_dump_header: block_size, sub_hdr_size, bitmap_blocks
 
 
 def dump_level(path):
     """makedumpfile's dump level out of the file's name (lab/svm/forms.sh), 0 for an unfiltered dump."""
-    match = re.search(r"\.d(\d+)$", path)
+    match = re.search(r"\.d(\d+)(\.1)?$", path)
     return int(match.group(1)) if match else 0
 
 
 class KdumpBitmap:
     """The second bitmap of a kdump-compressed file: pages that were not excluded."""
 
-    def __init__(self, path):
-        with open(path, "rb") as file:
-            header = file.read(PAGE)
-            block_size, sub_blocks, bitmap_blocks = struct.unpack_from("<iiI", header, BLOCK_SIZE_OFFSET)
-            file.seek((1 + sub_blocks + bitmap_blocks // 2) * block_size)
-            self.bits = file.read(bitmap_blocks // 2 * block_size)
+    def __init__(self, read):
+        header = read(0, HEADER_SIZE)
+        block_size, sub_blocks, bitmap_blocks = struct.unpack_from("<iiI", header, BLOCK_SIZE_OFFSET)
+        self.bits = read((1 + sub_blocks + bitmap_blocks // 2) * block_size, bitmap_blocks // 2 * block_size)
         self.pages = sum(byte.bit_count() for byte in self.bits)
 
     def holds(self, address):
         frame = address // PAGE
         return frame // 8 < len(self.bits) and bool(self.bits[frame // 8] >> frame % 8 & 1)
+
+
+def plain_reader(path):
+    def read(offset, size):
+        with open(path, "rb") as file:
+            file.seek(offset)
+            return file.read(size)
+    return read
+
+
+def flattened_reader(path):
+    """Reads a flattened file by going through all its records; what is written later holds."""
+    def read(offset, size):
+        result = bytearray(size)
+        with open(path, "rb") as file:
+            position = PAGE
+            while True:
+                file.seek(position)
+                start, length = RECORD.unpack(file.read(RECORD.size))
+                if start < 0:
+                    return bytes(result)
+                low, high = max(start, offset), min(start + length, offset + size)
+                if low < high:
+                    file.seek(position + RECORD.size + low - start)
+                    result[low - offset:high - offset] = file.read(high - low)
+                position += RECORD.size + length
+    return read
 
 
 class ElfPages:
@@ -41,5 +69,7 @@ class ElfPages:
 
 def open_held(path):
     with open(path, "rb") as file:
-        signature = file.read(len(KDUMP_SIGNATURE))
-    return KdumpBitmap(path) if signature == KDUMP_SIGNATURE else ElfPages(path)
+        signature = file.read(len(FLAT_SIGNATURE))
+    if signature == FLAT_SIGNATURE:
+        return KdumpBitmap(flattened_reader(path))
+    return KdumpBitmap(plain_reader(path)) if signature.startswith(KDUMP_SIGNATURE) else ElfPages(path)

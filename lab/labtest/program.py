@@ -15,21 +15,21 @@ class Program:
     def run(self, *words):
         return subprocess.run([self.path, *words], capture_output=True, text=True, errors="replace")
 
-    def extract(self, dump, folder, *options):
+    def extract(self, dumps, folder, *options):
         """(exit status, peak memory in KiB, messages)"""
         shutil.rmtree(folder, ignore_errors=True)
         os.makedirs(folder)
         memory = folder + ".memory"
-        done = subprocess.run(["/usr/bin/time", "-q", "-f", "%M", "-o", memory, self.path, dump, "-o", folder,
+        done = subprocess.run(["/usr/bin/time", "-q", "-f", "%M", "-o", memory, self.path, *dumps, "-o", folder,
                                "--force", "--no-progress", *options], capture_output=True, text=True, errors="replace")
         with open(memory) as file:
             kib = int(file.read().split()[-1])
         os.remove(memory)
         return done.returncode, kib, done.stderr
 
-    def report(self, dump, *options):
+    def report(self, dumps, *options):
         """{pid: the guest} of `vmcore-split registers`"""
-        done = self.run("registers", "--json", dump, *options)
+        done = self.run("registers", "--json", *dumps, *options)
         if done.returncode not in (EXIT_COMPLETE, EXIT_FINDINGS):
             return {}
         return {str(guest["pid"]): guest for guest in json.loads(done.stdout)["guests"]}

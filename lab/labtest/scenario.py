@@ -11,8 +11,6 @@ from .hostdump import open_held
 from .witness_elf import write_witness_elf
 
 DUMPS = re.compile(r"(vmcore|host\.(sparse\.)?elf|host\.kdump-zlib(\.rearranged)?|(host|vmcore)\..*\.d\d+(\.1)?)$")
-# Inputs of readers that are still to come: made, listed, not read.
-LATER = re.compile(r"\.flat-|\.split-|kdump-zlib$")
 
 
 class GuestMemory:
@@ -86,9 +84,16 @@ class Scenario:
         return os.path.join(self.out, "img/debug/boot", f"vmlinux-{release}")
 
     def forms(self):
-        """(file name, whether it is for later) of every form of the host's dump"""
-        names = sorted(name for name in os.listdir(self.folder) if DUMPS.match(name))
-        return [(name, bool(LATER.search(name))) for name in names]
+        """The file name of every form of the host's dump; of a split one, the first."""
+        return sorted(name for name in os.listdir(self.folder) if DUMPS.match(name))
+
+    def parts(self, form):
+        """The files of a form, in an order that is not theirs."""
+        if not form.endswith(".1"):
+            return [self.file(form)]
+        stem = form.removesuffix("1")
+        return sorted((self.file(name) for name in os.listdir(self.folder) if re.fullmatch(re.escape(stem) + r"\d", name)),
+                      reverse=True)
 
     def host_pages(self):
         return open_held(self.base).pages
