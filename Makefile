@@ -5,6 +5,7 @@ LAB = .lab
 LAB_VMX = .lab-vmx
 LAB_QEMU = .lab-qemu
 SCENARIOS =
+CASES =
 KERNEL =
 
 BINARY = .build/release/vmcore-split
@@ -24,7 +25,7 @@ SWIFT_MINIMUM = 6.3
 # than the program.
 TEST_OPTIONS = -c release -Xswiftc -enable-testing --scratch-path .build-test
 
-.PHONY: build build-tests deps toolchain test kmod lab lab-test lab-vmx lab-vmx-test lab-qemu lab-qemu-test demo install uninstall format lint clean help
+.PHONY: build build-tests deps toolchain test bench kmod lab lab-test lab-vmx lab-vmx-test lab-qemu lab-qemu-test demo install uninstall format lint clean help
 .NOTPARALLEL:
 
 build: toolchain ## build the program: .build/release/vmcore-split
@@ -73,6 +74,9 @@ lab-qemu: ## take cores of QEMUs of two versions into .lab-qemu (SCENARIOS="anon
 
 lab-qemu-test: build ## the same as lab-test for the cores of QEMUs
 	lab/qemu/test $(LAB_QEMU) $(SCENARIOS)
+
+bench: build ## compare what the program costs with others, side by side (CASES="core")
+	Benchmarks/run $(CASES)
 
 kmod: ## build the module vmcsinfo for Debian 12's kernels, and test how it measures
 	kmod/build-all
