@@ -62,6 +62,7 @@ lab: ## boot hosts with guests and dump them into LAB (SCENARIOS="two kdump", KE
 
 lab-test: build ## extract every guest of the lab's dumps and compare it with the truth
 	lab/test $(LAB) $(SCENARIOS)
+	lab/test-qemu-core $(LAB) $(SCENARIOS)
 
 lab-vmx: ## boot Intel hosts with guests and dump them into .lab-vmx (SCENARIOS="raw kdump", KERNEL=6.12)
 	KERNEL='$(KERNEL)' lab/vmx/build.sh $(LAB_VMX) $(SCENARIOS)

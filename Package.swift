@@ -67,16 +67,24 @@ let package = Package(
       "QEMUProcess",
       uses: ["Memory", "X86", "LinuxKernel", "ControlBlocks", "Guest", "DumpFiles"]),
     library(
+      "Output",
+      uses: [
+        "Memory", "Guest", .product(name: "SystemPackage", package: "swift-system"),
+      ]),
+    library(
       "GuestVmcore",
       uses: [
-        "Memory", "X86", "LinuxKernel", "Guest", "DumpFiles",
+        "Memory", "X86", "LinuxKernel", "Guest", "DumpFiles", "Output",
         .product(name: "SystemPackage", package: "swift-system"),
       ]),
+    library(
+      "VMMCore",
+      uses: ["Memory", "X86", "LinuxKernel", "Guest", "DumpFiles", "Output"]),
     .executableTarget(
       name: "vmcore-split",
       dependencies: [
         "Memory", "X86", "DumpFiles", "LinuxKernel", "ControlBlocks", "KVMHost", "QEMUProcess",
-        "Guest", "GuestVmcore",
+        "Guest", "GuestVmcore", "VMMCore", "Output",
         .product(name: "ArgumentParser", package: "swift-argument-parser"),
         .product(name: "SystemPackage", package: "swift-system"),
       ],
@@ -112,6 +120,12 @@ let package = Package(
       "KVMHostTests",
       uses: [
         "ControlBlocks", "KVMHost", "Guest", "LinuxKernel", "Memory", "SyntheticDumps", "X86",
+      ]),
+    tests(
+      "VMMCoreTests",
+      uses: [
+        "VMMCore", "Output", "KVMHost", "DumpFiles", "Guest", "LinuxKernel", "Memory",
+        "SyntheticDumps", "X86", .product(name: "SystemPackage", package: "swift-system"),
       ]),
     tests(
       "QEMUProcessTests",

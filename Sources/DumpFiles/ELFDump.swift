@@ -161,7 +161,8 @@ struct ELFDump: Sendable {
           segments.append(
             ProcessCore.Segment(
               start: VirtualAddress(virtual), size: memorySize,
-              isWritable: access & ELFLayout.writable != 0))
+              isWritable: access & ELFLayout.writable != 0,
+              gap: fileSize == 0 ? SegmentGap(flags: access) : nil))
         } else if type == ELFLayout.note {
           try noteReader.read(at: offset, size: fileSize)
         }
@@ -176,7 +177,10 @@ struct ELFDump: Sendable {
     guard !loads.isEmpty else { throw .noMemory(file.path) }
     process = ProcessCore(notes: notes, segments: segments)
     if process != nil {
-      for index in loads.indices { loads[index].address = segments[index].start.rawValue }
+      for index in loads.indices {
+        loads[index].address = segments[index].start.rawValue
+        loads[index].isZero = segments[index].gap == .zero
+      }
     }
     map = LoadMap(
       loads, fileSize: file.size,
@@ -228,6 +232,9 @@ extension ELFDump {
       switch run.content {
       case .absent(let absence):
         unsafe buffer.setAbsent(absence, frames: position - frame..<pieceEnd - frame, &results)
+      case .zero:
+        unsafe room.initializeMemory(as: UInt8.self, repeating: 0)
+        results.append(contentsOf: repeatElement(nil, count: Int(pieceEnd - position)))
       case .file(let offset):
         unsafe readPages(
           from: position, at: offset &+ (position - run.first) << pageShift, into: room, &results)

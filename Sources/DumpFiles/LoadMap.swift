@@ -8,6 +8,8 @@ struct Load: Hashable, Sendable {
   var fileSize: UInt64
   /// Bytes beyond `fileSize` are not in the file.
   var memorySize: UInt64
+  /// The file says of the bytes that are not in it that they are zero.
+  var isZero = false
 }
 
 /// Where the bytes of page frames are, made of loads that may overlap, be unaligned, and be cut off
@@ -24,6 +26,8 @@ struct LoadMap: Sendable {
     /// A single frame put together from these parts. Bytes that no part has are zero: they are no
     /// RAM (System RAM can end within a page), or what ELF says of memory beyond p_filesz.
     case parts(Range<Int>)
+    /// The file has no bytes, and says that they are zero.
+    case zero
     case absent(Absence)
 
     var absence: Absence? {
@@ -103,7 +107,7 @@ struct LoadMap: Sendable {
 extension LoadMap {
   /// What the file has of the bytes of a range; the better one wins where ranges overlap.
   private enum Supply: Int {
-    case data, truncated, excluded
+    case data, truncated, zero, excluded
   }
 
   private struct Extent {
@@ -134,7 +138,7 @@ extension LoadMap {
       }
       append(.data, 0, present)
       append(.truncated, present, named)
-      append(.excluded, named, whole)
+      append(load.isZero ? .zero : .excluded, named, whole)
     }
     extents.sort { ($0.start, $0.rank) < ($1.start, $1.rank) }
     addFrames(of: Self.disjoint(extents))
@@ -186,7 +190,9 @@ extension LoadMap {
       let content: Content =
         supplies.contains(.truncated)
         ? .absent(.truncated)
-        : supplies.contains(.data) ? .parts(partsStart..<map.parts.count) : .absent(.excluded)
+        : supplies.contains(.data)
+          ? .parts(partsStart..<map.parts.count)
+          : supplies.contains(.zero) ? .zero : .absent(.excluded)
       map.append(Run(first: frame, end: frame + 1, content: content))
       partial = nil
       supplies.removeAll()
@@ -225,6 +231,7 @@ extension LoadMap {
           case .data:
             .file(offset: extent.fileOffset &+ ((firstWhole << pageShift) - extent.start))
           case .truncated: .absent(.truncated)
+          case .zero: .zero
           case .excluded: .absent(.excluded)
           }
         append(Run(first: firstWhole, end: endWhole, content: content))

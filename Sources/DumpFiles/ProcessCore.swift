@@ -10,11 +10,16 @@ public struct ProcessCore: Hashable, Sendable {
     /// In bytes.
     public let size: UInt64
     public let isWritable: Bool
+    /// Why the core has none of its bytes; nil if it has some.
+    public let gap: SegmentGap?
 
-    public init(start: VirtualAddress, size: UInt64, isWritable: Bool) {
+    public init(
+      start: VirtualAddress, size: UInt64, isWritable: Bool, gap: SegmentGap? = nil
+    ) {
       self.start = start
       self.size = size
       self.isWritable = isWritable
+      self.gap = gap
     }
 
     public var end: VirtualAddress { start + size }
@@ -46,7 +51,7 @@ public struct ProcessCore: Hashable, Sendable {
     public let value: UInt64
   }
 
-  /// In the order of the program headers.
+  /// By ascending address.
   public let segments: [Segment]
   /// In the order of the note, which is that of addresses.
   public let files: [MappedFile]
@@ -73,6 +78,20 @@ public struct ProcessCore: Hashable, Sendable {
     public static let entry: UInt64 = 9
     /// AT_EXECFN: where the executable's name is, behind all arguments.
     public static let executableName: UInt64 = 31
+  }
+
+  /// The segment that holds an address.
+  public func segment(at address: VirtualAddress) -> Segment? {
+    var low = 0
+    var high = segments.count
+    while low < high {
+      let middle = (low + high) / 2
+      if segments[middle].start <= address { low = middle + 1 } else { high = middle }
+    }
+    guard low > 0, address.distance(from: segments[low - 1].start) < segments[low - 1].size else {
+      return nil
+    }
+    return segments[low - 1]
   }
 
   /// The mapping of a file that holds an address.
@@ -114,7 +133,7 @@ extension ProcessCore {
     let vector = own.first { $0.type == NoteType.auxiliaryVector }
     let files = own.first { $0.type == NoteType.mappedFiles }
     guard vector != nil || files != nil else { return nil }
-    self.segments = segments
+    self.segments = segments.sorted { $0.start < $1.start }
     self.files = files.map { Self.files($0.description) } ?? []
     auxiliaryVector = vector.map { Self.vector($0.description) } ?? []
     threads = own.filter { $0.type == ELFLayout.processStatus }.compactMap {

@@ -23,7 +23,7 @@ public struct MemorySearch: Sendable {
       onThreads(threads) { _ in
         let reader = source.makeReader()
         let room = UnsafeMutableRawBufferPointer.allocate(
-          byteCount: FramePiece.maximumPages * Int(pageSize), alignment: Int(pageSize))
+          byteCount: maximumPiecePages * Int(pageSize), alignment: Int(pageSize))
         defer { unsafe room.deallocate() }
         while true {
           let index = next.add(1, ordering: .relaxed).oldValue

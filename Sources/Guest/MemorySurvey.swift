@@ -1,22 +1,22 @@
 import Memory
 
-/// How much of a guest's memory is at hand, and what is missing why.
-public struct MemorySurvey: Hashable, Sendable {
+/// How much of an address space's memory is at hand, and what is missing why.
+public struct PageSurvey<Location: Address>: Hashable, Sendable {
   /// Pages whose bytes are in the source.
   public private(set) var present: UInt64 = 0
   public private(set) var zero: [ZeroReason: UInt64] = [:]
   public private(set) var missing: [MissingReason: UInt64] = [:]
   /// The runs that are missing, ascending; at most ``runLimit`` of them.
-  public private(set) var missingRuns: [MemoryRun] = []
+  public private(set) var missingRuns: [PageRun<Location>] = []
   /// Missing runs beyond the limit: they are counted in ``missing`` only.
   public private(set) var unlistedRuns: UInt64 = 0
 
   /// Keeps a report of a badly fragmented guest at a few hundred kilobytes.
-  public static let runLimit = 4096
+  public static var runLimit: Int { 4096 }
 
   public init() {}
 
-  public init(of map: MemoryMap) {
+  public init(of map: PageMap<Location>) {
     map.forEachWindow { _, runs in
       for run in runs { add(run) }
     }
@@ -26,7 +26,7 @@ public struct MemorySurvey: Hashable, Sendable {
   public var zeroPages: UInt64 { zero.values.reduce(0, +) }
   public var pages: UInt64 { present + zeroPages + missingPages }
 
-  public mutating func add(_ run: MemoryRun) {
+  public mutating func add(_ run: PageRun<Location>) {
     switch run.content {
     case .frames: present += run.pages
     case .zero(let reason): zero[reason, default: 0] += run.pages

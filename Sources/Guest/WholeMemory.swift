@@ -1,6 +1,6 @@
 import Memory
 
-extension MemoryMap {
+extension PageMap<GuestPhysicalAddress> {
   /// A machine's own memory as a map: every frame that its dump speaks of, where it is.
   public init(wholeOf source: any FrameSource) {
     let regions = source.frameRanges.map { range in
@@ -17,7 +17,7 @@ private struct WholeMemory: MemoryBacking {
   let source: any FrameSource
 
   func runs(from start: GuestPhysicalAddress, pages: UInt64) -> [MemoryRun] {
-    var builder = MemoryRunBuilder()
+    var builder = PageRunBuilder<GuestPhysicalAddress>()
     let first = PageFrameNumber(start.rawValue >> pageShift)
     var done: UInt64 = 0
     while done < pages {

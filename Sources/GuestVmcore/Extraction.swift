@@ -3,6 +3,7 @@ import FoundationEssentials
 import Guest
 import LinuxKernel
 import Memory
+import Output
 import SystemPackage
 import X86
 
@@ -39,7 +40,7 @@ public struct Extraction: Sendable {
   ///   - threads: how many read and write.
   ///   - progress: counts ``MemorySurvey/pages`` up.
   public func write(
-    to file: OutputFile, threads: Int, progress: ExtractionProgress
+    to file: OutputFile, threads: Int, progress: MoveProgress
   ) throws(OutputError) -> Summary {
     let header = VmcoreHeader(guest, kernel: kernel, canTrustTables: tablesLeadSomewhere)
     let layout = VmcoreLayout(
@@ -48,16 +49,18 @@ public struct Extraction: Sendable {
       noteRoom: header.noteSize(provenanceSize: provenance.encoded().count + 16384),
       pageOffsetBase: kernel?.pageOffsetBase)
     try file.resize(to: layout.fileSize)
-    let result = PageMover(
-      source: source, layout: layout, descriptor: file.descriptor, threads: threads,
-      progress: progress
-    ).move(guest.memory)
-    if let errno = result.writeError { throw .cannotWrite(file.path, errno: errno) }
+    var mover = PageMover(source: source, file: file, threads: threads, progress: progress)
+    try guest.memory.forEachWindow { _, runs throws(OutputError) in
+      let pieces = layout.loads.pieces(of: runs)
+      let pages = runs.reduce(0) { $0 + $1.pages }
+      progress.add(pages - pieces.reduce(0) { $0 + UInt64($1.pages) })
+      try mover.move(pieces)
+    }
+    let lost = layout.runs(lost: mover.lost)
     try file.write(
-      header.encoded(for: layout, provenance: provenance.adding(lost: result.lost).encoded()),
-      at: 0)
+      header.encoded(for: layout, provenance: provenance.adding(lost: lost).encoded()), at: 0)
     try file.finish()
-    return Summary(fileSize: layout.fileSize, written: result.written, lost: result.lost)
+    return Summary(fileSize: layout.fileSize, written: mover.written, lost: lost)
   }
 
   /// True if the page tables of every vCPU that has paging on lead from its RIP to memory of the

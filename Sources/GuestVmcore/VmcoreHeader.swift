@@ -2,6 +2,7 @@ import DumpFiles
 import Guest
 import LinuxKernel
 import Memory
+import Output
 import X86
 
 /// The notes of a guest's vmcore, in the order that QEMU writes them, and the headers before them.
@@ -53,14 +54,17 @@ struct VmcoreHeader {
     let padding = max(0, (room & ~3) - provenance.count)
     let notes = encodedNotes(
       provenance: provenance + [UInt8](repeating: UInt8(ascii: " "), count: padding))
-    var bytes = elfHeader(programHeaders: layout.loads.count + 1)
-    append(
-      type: .note, offset: layout.noteOffset, virtualAddress: 0, address: 0,
-      size: UInt64(notes.count), inMemory: 0, to: &bytes)
+    var bytes = ELFCoreHeader.encoded(programHeaders: layout.loads.count + 1)
+    ProgramHeader(.note, offset: layout.noteOffset, fileSize: UInt64(notes.count))
+      .append(to: &bytes)
     for load in layout.loads {
-      append(
-        type: .load, offset: load.fileOffset, virtualAddress: load.virtualAddress,
-        address: load.start.rawValue, size: load.size, inMemory: load.size, to: &bytes)
+      var header = ProgramHeader(
+        .load,
+        flags: ProgramHeader.readable | ProgramHeader.writable | ProgramHeader.executable,
+        offset: load.fileOffset, fileSize: load.fileSize, memorySize: load.fileSize)
+      header.virtualAddress = load.virtualAddress
+      header.physicalAddress = load.start.rawValue
+      header.append(to: &bytes)
     }
     bytes += notes
     bytes += [UInt8](repeating: 0, count: Int(layout.headerSize) - bytes.count)
@@ -71,40 +75,5 @@ struct VmcoreHeader {
     let ours = Note(
       name: ProvenanceNote.name, type: ProvenanceNote.type, description: provenance)
     return (notes + [ours]).flatMap(\.encoded)
-  }
-
-  // MARK: ELF (System V ABI, elf.h)
-
-  private enum ProgramHeaderType: UInt32 {
-    case load = 1
-    case note = 4
-  }
-
-  private func elfHeader(programHeaders: Int) -> [UInt8] {
-    var bytes: [UInt8] = [0x7f, 0x45, 0x4c, 0x46, 2, 1, 1, 0]
-    bytes += [UInt8](repeating: 0, count: 8)
-    bytes.append(littleEndian: UInt16(4))  // ET_CORE
-    bytes.append(littleEndian: UInt16(62))  // EM_X86_64
-    bytes.append(littleEndian: UInt32(1))
-    bytes.append(littleEndian: UInt64(0))
-    bytes.append(littleEndian: VmcoreLayout.elfHeaderSize)
-    bytes.append(littleEndian: UInt64(0))
-    bytes.append(littleEndian: UInt32(0))
-    bytes.append(littleEndian: UInt16(VmcoreLayout.elfHeaderSize))
-    bytes.append(littleEndian: UInt16(VmcoreLayout.programHeaderSize))
-    bytes.append(littleEndian: UInt16(programHeaders))
-    bytes += [UInt8](repeating: 0, count: 6)
-    return bytes
-  }
-
-  private func append(
-    type: ProgramHeaderType, offset: UInt64, virtualAddress: UInt64, address: UInt64, size: UInt64,
-    inMemory: UInt64, to bytes: inout [UInt8]
-  ) {
-    bytes.append(littleEndian: type.rawValue)
-    bytes.append(littleEndian: UInt32(type == .load ? 7 : 0))
-    for value in [offset, virtualAddress, address, size, inMemory, 0] {
-      bytes.append(littleEndian: value)
-    }
   }
 }

@@ -1,5 +1,6 @@
 import Guest
 import Memory
+import Output
 
 /// Where everything goes in a guest's vmcore.
 ///
@@ -9,9 +10,9 @@ import Memory
 /// p_align 0 (by which crash tells a kdump from a netdump), on page boundaries in the file, and as
 /// long there as in memory (Volatility drops others).
 struct VmcoreLayout: Hashable, Sendable {
-  struct Load: Hashable, Sendable {
+  struct Load: Hashable, PlacedExtent {
     let start: GuestPhysicalAddress
-    let size: UInt64
+    let fileSize: UInt64
     let fileOffset: UInt64
     /// Where the guest's kernel maps the memory, or the physical address if that is not known.
     let virtualAddress: UInt64
@@ -22,27 +23,29 @@ struct VmcoreLayout: Hashable, Sendable {
   let headerSize: UInt64
   let fileSize: UInt64
 
-  static let elfHeaderSize: UInt64 = 64
-  static let programHeaderSize: UInt64 = 56
   /// More loads make crash slower (it searches them one by one) and keep LeechCore from opening
   /// the file; a few gaps too many are holes instead.
   static let maximumLoads = 128
 
-  var noteOffset: UInt64 { Self.elfHeaderSize + Self.programHeaderSize * UInt64(loads.count + 1) }
+  var noteOffset: UInt64 { Self.headersSize(loads: loads.count) }
+
+  /// The ELF header and the program headers, of which one is that of the notes.
+  private static func headersSize(loads: Int) -> UInt64 {
+    ELFCoreHeader.size + ELFCoreHeader.programHeaderSize * UInt64(loads + 1)
+  }
 
   /// - Parameters:
   ///   - noteRoom: bytes to keep for notes.
   ///   - pageOffsetBase: where the guest's kernel maps all of physical memory.
   init(_ map: MemoryMap, survey: MemorySurvey, noteRoom: UInt64, pageOffsetBase: UInt64?) {
     let ranges = Self.ranges(of: map, without: survey.missingRuns)
-    let unpadded =
-      Self.elfHeaderSize + Self.programHeaderSize * UInt64(ranges.count + 1) + noteRoom
+    let unpadded = Self.headersSize(loads: ranges.count) + noteRoom
     headerSize = (unpadded + pageSize - 1) & ~(pageSize - 1)
     var offset = headerSize
     loads = ranges.map { start, size in
       defer { offset += size }
       return Load(
-        start: start, size: size, fileOffset: offset,
+        start: start, fileSize: size, fileOffset: offset,
         virtualAddress: start.rawValue &+ (pageOffsetBase ?? 0))
     }
     fileSize = offset
@@ -81,19 +84,12 @@ struct VmcoreLayout: Hashable, Sendable {
     return result
   }
 
-  /// Where in the file a guest-physical address is, and how many bytes of its load are left there;
-  /// nil if the file has no place for it.
-  func position(of address: GuestPhysicalAddress) -> (fileOffset: UInt64, rest: UInt64)? {
-    var low = 0
-    var high = loads.count
-    while low < high {
-      let middle = (low + high) / 2
-      if loads[middle].start <= address { low = middle + 1 } else { high = middle }
-    }
-    guard low > 0 else { return nil }
-    let load = loads[low - 1]
-    let offset = address.distance(from: load.start)
-    guard offset < load.size else { return nil }
-    return (load.fileOffset + offset, load.size - offset)
+  /// The pages of the guest that were lost while they were moved, ascending.
+  func runs(lost: [PageMover.LostPage]) -> [MemoryRun] {
+    lost.compactMap { page in
+      loads.location(ofFileOffset: page.fileOffset).map {
+        MemoryRun(start: $0, pages: 1, content: .missing(page.reason))
+      }
+    }.sorted { $0.start < $1.start }
   }
 }

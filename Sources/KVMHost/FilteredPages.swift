@@ -4,7 +4,7 @@ import Memory
 import Synchronization
 import X86
 
-/// Tells, for pages of VMMs, what the dump has of them, and why it lacks the rest.
+/// Tells, for pages of VMMs and their guests, what the dump has of them, and why it lacks the rest.
 ///
 /// A filtering writer (makedumpfile) leaves out pages of zeros by one bit of its dump level and
 /// kinds of pages by others, and does not say of a page by which. The kernel's descriptor of the
@@ -30,11 +30,11 @@ struct FilteredPages: Sendable {
     level = DeducedLevel(source, frames)
   }
 
-  /// Adds `count` pages of a guest that the VMM's page tables describe by `page`. `file` is what
-  /// the slot maps, if that is a file.
-  func append(
-    _ page: ProcessPage, at start: GuestPhysicalAddress, pages count: UInt64,
-    file: FilePages?, to builder: inout MemoryRunBuilder
+  /// Adds `count` pages that the VMM's page tables describe by `page`. `file` is what is mapped
+  /// there, if that is a file.
+  func append<Location>(
+    _ page: ProcessPage, at start: Location, pages count: UInt64,
+    file: FilePages<Location>?, to builder: inout PageRunBuilder<Location>
   ) {
     switch page {
     case .frame(let first):
@@ -43,23 +43,23 @@ struct FilteredPages: Sendable {
       if let file, let frames {
         appendCached(file, frames, at: start, pages: count, to: &builder)
       } else {
-        builder.append(MemoryRun(start: start, pages: count, content: .zero(.neverTouched)))
+        builder.append(PageRun(start: start, pages: count, content: .zero(.neverTouched)))
       }
     case .swapped:
-      builder.append(MemoryRun(start: start, pages: count, content: .missing(.swappedOut)))
+      builder.append(PageRun(start: start, pages: count, content: .missing(.swappedOut)))
     case .special:
-      builder.append(MemoryRun(start: start, pages: count, content: .missing(.specialEntry)))
+      builder.append(PageRun(start: start, pages: count, content: .missing(.specialEntry)))
     case .tableAbsent:
-      builder.append(MemoryRun(start: start, pages: count, content: .missing(.pageTableMissing)))
+      builder.append(PageRun(start: start, pages: count, content: .missing(.pageTableMissing)))
     }
   }
 
   /// Pages of a file (a memfd, as a rule) that the VMM does not map: reclaim unmaps such pages
   /// without a trace in the page tables, and the page cache still has them or says that they are
   /// swapped out.
-  private func appendCached(
-    _ file: FilePages, _ frames: PageFrames, at start: GuestPhysicalAddress, pages: UInt64,
-    to builder: inout MemoryRunBuilder
+  private func appendCached<Location>(
+    _ file: FilePages<Location>, _ frames: PageFrames, at start: Location, pages: UInt64,
+    to builder: inout PageRunBuilder<Location>
   ) {
     var done: UInt64 = 0
     while done < pages {
@@ -80,20 +80,30 @@ struct FilteredPages: Sendable {
           count = min(last - index, pages - done - 1) + 1
         }
       }
-      builder.append(MemoryRun(start: address, pages: count, content: content))
+      builder.append(PageRun(start: address, pages: count, content: content))
       done += count
     }
   }
 
   /// The file that a frame of a slot belongs to, if any.
-  func file(of frame: PageFrameNumber, at address: GuestPhysicalAddress) -> FilePages? {
+  func file(
+    of frame: PageFrameNumber, at address: GuestPhysicalAddress
+  ) -> FilePages<GuestPhysicalAddress>? {
     guard let position = try? frames?.cachePosition(of: frame) else { return nil }
     return FilePages(position: position, address: address)
   }
 
-  private func appendFrames(
-    _ first: PageFrameNumber, at start: GuestPhysicalAddress, pages: UInt64,
-    to builder: inout MemoryRunBuilder
+  /// The pages of a file from `index` on, mapped at `address`.
+  func pages(
+    of file: MappedFile, from index: UInt64, at address: VirtualAddress
+  ) -> FilePages<VirtualAddress>? {
+    guard let position = try? frames?.cachePosition(in: file.pages, at: index) else { return nil }
+    return FilePages(position: position, address: address)
+  }
+
+  func appendFrames<Location>(
+    _ first: PageFrameNumber, at start: Location, pages: UInt64,
+    to builder: inout PageRunBuilder<Location>
   ) {
     var done: UInt64 = 0
     while done < pages {
@@ -112,7 +122,7 @@ struct FilteredPages: Sendable {
       } else {
         content = .frames(frame)
       }
-      builder.append(MemoryRun(start: address, pages: count, content: content))
+      builder.append(PageRun(start: address, pages: count, content: content))
       done += count
     }
   }
@@ -128,12 +138,12 @@ struct FilteredPages: Sendable {
   }
 }
 
-/// A file mapped by a slot: where one page of the guest is in it, from which all others follow.
-struct FilePages: Sendable {
+/// A mapped file: where one page of the address space is in it, from which all others follow.
+struct FilePages<Location: Address>: Sendable {
   let position: PageFrames.CachePosition
-  let address: GuestPhysicalAddress
+  let address: Location
 
-  func index(of other: GuestPhysicalAddress) -> UInt64 {
+  func index(of other: Location) -> UInt64 {
     position.index &+ (UInt64(bitPattern: Int64(bitPattern: other.distance(from: address)) >> 12))
   }
 }

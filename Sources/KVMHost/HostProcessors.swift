@@ -44,4 +44,24 @@ public struct HostProcessors: Sendable {
     let seen = try? space.translate(text)
     return seen != nil && seen == (try? kernel.memory.translate(text)) ? nil : registers
   }
+
+  /// The registers that a host processor held when it was stopped in user mode in an address space,
+  /// or nil if it was elsewhere.
+  func userRegisters(onProcessor number: Int, in tables: PageTables) -> UserRegisters? {
+    guard registers.indices.contains(number) else { return nil }
+    let registers = registers[number]
+    guard let cr3 = registers[.cr3].value, let selector = registers[.cs].value?.selector,
+      selector & 3 == 3
+    else { return nil }
+    // With page-table isolation, user mode has tables of its own in the page behind the kernel's
+    // (`PTI_USER_PGTABLE_BIT`). A guest's user mode has a guest-physical CR3.
+    let root = PageTables(
+      root: PhysicalAddress(cr3), levels: tables.levels, encryptionMask: tables.encryptionMask
+    ).root
+    guard root == tables.root || root == tables.root + pageSize else { return nil }
+    var user = UserRegisters(registers)
+    // What a system call that was not made would have.
+    user[.originalRAX] = .max
+    return user
+  }
 }

@@ -21,7 +21,7 @@ struct KVMMemory: MemoryBacking {
   }
 
   func runs(from start: GuestPhysicalAddress, pages: UInt64) -> [MemoryRun] {
-    var builder = MemoryRunBuilder()
+    var builder = PageRunBuilder<GuestPhysicalAddress>()
     guard let index = slots.firstIndex(where: { start.distance(from: $0.start) < $0.size }) else {
       return []
     }
@@ -53,7 +53,7 @@ private final class SlotFile: Sendable {
   private let slot: MemorySlot
   private let tables: PageTables
   private let filter: FilteredPages
-  private let cached = Mutex<FilePages??>(nil)
+  private let cached = Mutex<FilePages<GuestPhysicalAddress>??>(nil)
 
   init(_ slot: MemorySlot, _ tables: PageTables, _ filter: FilteredPages) {
     self.slot = slot
@@ -62,7 +62,7 @@ private final class SlotFile: Sendable {
   }
 
   /// Nil for anonymous memory, hugetlb, and a slot of which no page is mapped.
-  var pages: FilePages? {
+  var pages: FilePages<GuestPhysicalAddress>? {
     cached.withLock { cached in
       if let cached { return cached }
       let found = find()
@@ -71,7 +71,7 @@ private final class SlotFile: Sendable {
     }
   }
 
-  private func find() -> FilePages? {
+  private func find() -> FilePages<GuestPhysicalAddress>? {
     var process = ProcessMemory(tables, in: filter.memory, swap: filter.swap)
     var offset: UInt64 = 0
     while offset < slot.size {

@@ -95,8 +95,15 @@ public struct PageFrames: Sendable {
     else { return nil }
     // A tail page's index counts on from its head's.
     let tail = frame.distance(from: number(of: page))
-    return CachePosition(
-      mapping: mapping, index: try index(of: page) &+ tail,
+    return try cachePosition(in: mapping, at: try index(of: page) &+ tail)
+  }
+
+  /// A page of a file by its index in the file's `address_space`.
+  public func cachePosition(
+    in mapping: KernelObject, at index: UInt64
+  ) throws(KernelError) -> CachePosition {
+    CachePosition(
+      mapping: mapping, index: index,
       isInMemory: try mapping["a_ops"].pointer() == shmemOperations)
   }
 

@@ -18,7 +18,7 @@ extension LinuxKernel {
   }
 
   /// `mm.owner` exists with CONFIG_MEMCG; without it the task list is searched.
-  private func owner(of mm: KernelObject) throws(KernelError) -> KernelObject? {
+  func owner(of mm: KernelObject) throws(KernelError) -> KernelObject? {
     if let owner = try mm.memberIfPresent("owner")?.dereferenced() { return owner }
     let type = try structure("task_struct")
     let first = try object("init_task", type: "task_struct")

@@ -5,6 +5,8 @@ extension QEMUProcess {
   /// Why the memory of a block is not in the core, and what would have kept it; nil if any of it is
   /// there.
   func whyNotDumped(_ block: RAMBlock) -> String? {
+    // A core that tells itself why it lacks memory was not made by the kernel's rules.
+    if case .missing = image.core.segment(at: block.host)?.gap { return nil }
     let frames = block.usedLength >> pageShift
     let (absence, count) = image.source.presence(
       from: PageFrameNumber(block.host.rawValue >> pageShift), limit: frames)

@@ -30,7 +30,7 @@ package struct NotedProcess: Sendable {
       memory: MemoryMap(
         info.slots.map {
           GuestMapping(region: $0.region, host: $0.userspaceAddress, isPrivate: false)
-        }, in: image.source, isEncrypted: info.isEncrypted),
+        }, of: image.core, in: image.source, isEncrypted: info.isEncrypted),
       processors: processors,
       findings: info.findings + findings + commandLine.findings)
   }

@@ -94,7 +94,8 @@ public struct QEMUProcess: Sendable {
       identity: commandLine.identity(
         of: image.core, backend: usesKVM ? "QEMU (KVM)" : "QEMU (TCG)"),
       memory: MemoryMap(
-        layout.ranges.map(\.mapping), in: image.source, isEncrypted: encryption != nil),
+        layout.ranges.map(\.mapping), of: image.core, in: image.source,
+        isEncrypted: encryption != nil),
       processors: processors,
       findings: blockFindings + layout.findings + (encryption.map { [$0.finding] } ?? [])
         + commandLine.findings + processorFindings)

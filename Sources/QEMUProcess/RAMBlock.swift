@@ -175,7 +175,8 @@ extension ProcessCore {
   /// Memory that the process could write to, without what can only be a guest's RAM by its size;
   /// small pieces first.
   var smallWritableMemory: [Range<VirtualAddress>] {
-    segments.filter { $0.isWritable && $0.size <= 1 << 28 && $0.start < $0.end }
+    segments
+      .filter { $0.isWritable && $0.size <= 1 << 28 && $0.start < $0.end && $0.gap == nil }
       .sorted { $0.size < $1.size }.map { $0.start..<$0.end }
   }
 }

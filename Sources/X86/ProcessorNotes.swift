@@ -27,35 +27,6 @@ public enum ProcessorNotes {
   static let qemuRegisters: [Register] = Register.general + [.rip, .rflags]
 }
 
-/// Where `struct user_regs_struct` has what, in words of 8 bytes.
-private enum UserRegister: CaseIterable {
-  case r15, r14, r13, r12, rbp, rbx, r11, r10, r9, r8, rax, rcx, rdx, rsi, rdi
-  case originalRAX
-  case rip, cs, rflags, rsp, ss, fsBase, gsBase, ds, es, fs, gs
-
-  /// What a register file has of it.
-  func value(in registers: RegisterFile) -> UInt64? {
-    switch self {
-    case .originalRAX: 0
-    case .cs: selector(.cs, registers)
-    case .ss: selector(.ss, registers)
-    case .ds: selector(.ds, registers)
-    case .es: selector(.es, registers)
-    case .fs: selector(.fs, registers)
-    case .gs: selector(.gs, registers)
-    case .fsBase: registers[.fs].value?.base
-    case .gsBase: registers[.gs].value?.base
-    default: register.flatMap { registers[$0].value }
-    }
-  }
-
-  private func selector(_ segment: SegmentRegister, _ registers: RegisterFile) -> UInt64? {
-    (registers[segment].value?.selector).map(UInt64.init)
-  }
-
-  var register: Register? { Register(rawValue: "\(self)") }
-}
-
 // MARK: - Writing
 
 extension ProcessorNotes {
@@ -63,13 +34,9 @@ extension ProcessorNotes {
   ///
   /// `pr_pid` is the processor's index plus one, as QEMU has it: drgn finds a CPU's note by it.
   public static func processStatus(index: Int, _ registers: RegisterFile) -> [UInt8] {
-    var note = [UInt8](repeating: 0, count: ProcessStatus.pidOffset)
-    note.append(littleEndian: UInt32(truncatingIfNeeded: index + 1))
-    note += [UInt8](repeating: 0, count: ProcessStatus.registersOffset - note.count)
-    for register in UserRegister.allCases {
-      note.append(littleEndian: register.value(in: registers) ?? 0)
-    }
-    return note + [UInt8](repeating: 0, count: ProcessStatus.size - note.count)
+    var status = ThreadStatus(id: Int32(truncatingIfNeeded: index + 1))
+    status.registers = UserRegisters(registers)
+    return status.encoded
   }
 
   /// The descriptor of QEMU's note. A register that is not known is written as 0.

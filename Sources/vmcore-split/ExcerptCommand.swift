@@ -1,9 +1,10 @@
 import ArgumentParser
 import DumpFiles
 import Guest
-import GuestVmcore
+import KVMHost
 import LinuxKernel
 import Memory
+import Output
 import SystemPackage
 
 struct Excerpt: ParsableCommand {
@@ -45,7 +46,12 @@ struct Excerpt: ParsableCommand {
       _ = try HostAnalysis(of: dump, plain, recorder: recorder)
     }
     // What the other commands ask for is asked for here, so that the copy answers them all.
-    for guest in host.guests { _ = MemorySurvey(of: guest.memory) }
+    for guest in host.guests {
+      _ = MemorySurvey(of: guest.memory)
+      if let process = try? host.host.process(of: guest.identity) {
+        _ = PageSurvey(of: process.memory)
+      }
+    }
     let wanted = try selectGuests(withGuest, from: withGuest.isEmpty ? [] : host.guests)
     for guest in wanted {
       guest.memory.forEachWindow { _, runs in

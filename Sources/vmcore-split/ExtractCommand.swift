@@ -6,6 +6,7 @@ import GuestVmcore
 import KVMHost
 import LinuxKernel
 import Memory
+import Output
 import SystemPackage
 
 struct Extract: ParsableCommand {
@@ -64,7 +65,7 @@ struct Extract: ParsableCommand {
     let name = guest.guest.identity.displayName
     guard guest.survey.present > 0 else { throw Failure(guest.nothingToExtract) }
     try targets.makeDirectory()
-    let progress = ExtractionProgress()
+    let progress = MoveProgress()
     let display = ProgressDisplay(
       title: printable(name), pages: guest.survey.pages, progress: progress,
       isShown: !common.quiet && !common.noProgress)

@@ -9,24 +9,7 @@ extension GuestAnalysis {
   static func findings(
     _ guest: Guest, _ survey: MemorySurvey, _ kernels: GuestKernels, _ dump: DumpFile
   ) -> [Finding] {
-    missing(survey, dump) + unknownRegisters(guest) + kernelFindings(kernels, survey)
-  }
-
-  private static func missing(_ survey: MemorySurvey, _ dump: DumpFile) -> [Finding] {
-    MissingReason.allCases.compactMap { reason in
-      guard let pages = survey.missing[reason], pages > 0 else { return nil }
-      var text =
-        "\(pages) of \(survey.pages) pages (\(size(pages << pageShift))) are missing:"
-        + " \(reason.explanation)"
-      if reason == .filtered {
-        let level = dump.dumpLevel.map { "the dump was made with level \($0) (makedumpfile -d)" }
-        text +=
-          "; " + (level ?? "the dump's level is not recorded in it")
-          + "; levels 0, 1, 16 and 17 keep the memory of all guests, 23 that of guests without"
-          + " shared memory"
-      }
-      return Finding(.warning, "memory.\(reason.rawValue)", text)
-    }
+    Finding.missing(survey, in: dump) + unknownRegisters(guest) + kernelFindings(kernels, survey)
   }
 
   /// Without those that tell where the processor was, a dump misleads; the others are extra.
@@ -64,6 +47,29 @@ extension GuestAnalysis {
 }
 
 extension Finding {
+  /// What is missing of a guest's memory or of a VMM's, a finding for each reason.
+  ///
+  /// - Parameter expected: reasons for which the process can do without the pages.
+  static func missing<Location>(
+    _ survey: PageSurvey<Location>, in dump: DumpFile, expected: Set<MissingReason> = []
+  ) -> [Finding] {
+    MissingReason.allCases.compactMap { reason in
+      guard let pages = survey.missing[reason], pages > 0 else { return nil }
+      var text =
+        "\(pages) of \(survey.pages) pages (\(size(pages << pageShift))) are missing:"
+        + " \(reason.explanation)"
+      if reason == .filtered, dump.process == nil {
+        let level = dump.dumpLevel.map { "the dump was made with level \($0) (makedumpfile -d)" }
+        text +=
+          "; " + (level ?? "the dump's level is not recorded in it")
+          + "; levels 0, 1, 16 and 17 keep the memory of all guests, 23 that of guests without"
+          + " shared memory"
+      }
+      return Finding(
+        expected.contains(reason) ? .note : .warning, "memory.\(reason.rawValue)", text)
+    }
+  }
+
   /// True of a note of which layout of the VMCS fitted, and which did not: told by `registers` and
   /// in JSON, and no news elsewhere.
   var isRoutine: Bool { severity == .note && name.hasPrefix("vcpu.vmcs-layout") }

@@ -12,6 +12,7 @@ import X86
 struct HostAnalysis {
   let dump: DumpFile
   let kernel: LinuxKernel
+  let host: KVMHost
   let guests: [Guest]
   let failures: [KVMError]
   let controlStructures: [ControlStructure]
@@ -31,9 +32,8 @@ struct HostAnalysis {
     let layouts = try VMCSLayouts.sources(options, dump, source)
     let found: KVMHost.Guests
     do throws(KVMError) {
-      found = try KVMHost(
-        kernel, in: source, processors: processors, vmcsLayouts: layouts
-      ).guests(searchingForVMCSs: searchesForVMCSs)
+      host = try KVMHost(kernel, in: source, processors: processors, vmcsLayouts: layouts)
+      found = try host.guests(searchingForVMCSs: searchesForVMCSs)
     } catch {
       throw Failure(error, status: error.meansNoGuest ? .noGuest : .failure)
     }

@@ -1,6 +1,6 @@
 import Glibc
-import GuestVmcore
 import Memory
+import Output
 import Synchronization
 
 /// Shows how far an extraction is: on a terminal one line, renewed ten times a second; elsewhere a
@@ -8,11 +8,11 @@ import Synchronization
 final class ProgressDisplay: Sendable {
   private let title: String
   private let pages: UInt64
-  private let progress: ExtractionProgress
+  private let progress: MoveProgress
   private let start = ContinuousClock.now
   private let hasEnded = Mutex(false)
 
-  init(title: String, pages: UInt64, progress: ExtractionProgress, isShown: Bool) {
+  init(title: String, pages: UInt64, progress: MoveProgress, isShown: Bool) {
     self.title = title
     self.pages = pages
     self.progress = progress

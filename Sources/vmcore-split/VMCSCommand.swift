@@ -2,9 +2,9 @@ import ArgumentParser
 import ControlBlocks
 import DumpFiles
 import Guest
-import GuestVmcore
 import KVMHost
 import Memory
+import Output
 import SystemPackage
 
 struct VMCS: ParsableCommand {

@@ -1,7 +1,7 @@
 import ArgumentParser
 import Glibc
-import GuestVmcore
 import Memory
+import Output
 
 /// The version told by `--version` and in the files written.
 let toolVersion = "0.1.0"
@@ -21,7 +21,7 @@ struct VmcoreSplit: ParsableCommand {
       """,
     version: toolVersion,
     subcommands: [
-      Extract.self, List.self, Registers.self, VMCS.self, Check.self, Excerpt.self,
+      Extract.self, List.self, Registers.self, VMCS.self, Check.self, Excerpt.self, QEMUCore.self,
     ],
     defaultSubcommand: Extract.self)
 

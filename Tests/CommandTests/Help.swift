@@ -25,7 +25,7 @@ struct Help {
           Option(
             names: Set(words.filter { $0.hasPrefix("-") }),
             value: words.last.flatMap { $0.wholeMatch(of: /<(.*)>/) }.map { String($0.1) }))
-      } else if section == "SUBCOMMANDS", let name = entry.firstMatch(of: /^[a-z]+/)?.0 {
+      } else if section == "SUBCOMMANDS", let name = entry.firstMatch(of: /^[a-z-]+/)?.0 {
         commands.append(String(name))
       }
     }

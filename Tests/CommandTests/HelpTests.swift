@@ -2,7 +2,7 @@ import Foundation
 import Testing
 
 /// The commands, as `--help` lists them.
-let commands = ["extract", "list", "registers", "vmcs", "check", "excerpt"]
+let commands = ["extract", "list", "registers", "vmcs", "check", "excerpt", "qemu-core"]
 
 /// Help texts and what holds for all commands.
 struct HelpTests {

@@ -59,6 +59,13 @@ struct OutputTests {
     #expect(try folder.text("excerpt") == "mine")
   }
 
+  @Test func existingCoreStaysAsItIs() throws {
+    let folder = Folder()
+    _ = try folder.create("core", Array("mine".utf8))
+    try expectError("output.exists", ["qemu-core", Sample.dump, "-o", "core"], in: folder)
+    #expect(try folder.text("core") == "mine")
+  }
+
   /// Nobody, root included, makes files in /proc.
   @Test(arguments: [("/proc", "output.cannot-create"), ("/proc/guests/", "output.directory")])
   func unwritableDirectoryIsAnError(_ path: String, _ error: String) throws {

@@ -159,6 +159,43 @@ struct QEMUProcessTests {
     #expect(finding.text.contains("/dev/hugepages/web1"))
   }
 
+  /// Cores made of a host's dump say themselves why they lack pages (PF_MASKOS of p_flags).
+  @Test func reasonsThatTheCoreTellsAreTaken() throws {
+    let qemu = SyntheticQEMU.pc
+    var core = qemu.core
+    let ram = try #require(core.mappings.firstIndex { $0.start == qemu.host(0) })
+    let whole = core.mappings[ram]
+    core.mappings.remove(at: ram)
+    // Two pages with bytes, three of zeros, one that was swapped out, one of which nothing is told.
+    let parts: [(pages: UInt64, isDumped: Bool, code: UInt32)] = [
+      (2, true, 0), (3, false, 1), (1, false, 2), (1, false, 0), (0, true, 0),
+    ]
+    var start = whole.start
+    for part in parts {
+      let size =
+        part.pages == 0 ? whole.start + whole.size - start : part.pages << pageShift
+      core.mappings.append(
+        SyntheticCore.Mapping(
+          start, size: size, isDumped: part.isDumped, flags: 7 | part.code << 20))
+      start += size
+    }
+    let (dump, found) = try openQEMU(core.file)
+    let guest = found.guest()
+    let survey = MemorySurvey(of: guest.memory)
+    #expect(survey.missing == [.swappedOut: 1, .notDumped: 1])
+    #expect(survey.zero == [.neverTouched: 3])
+    let runs = guest.memory.runs(from: GuestPhysicalAddress(0), pages: 8)
+    #expect(runs.map(\.pages) == [2, 3, 1, 1, 1])
+    #expect(runs[2].content == .missing(.swappedOut))
+    let memory = GuestMemory(guest.memory, in: dump)
+    #expect(try memory.page(PageFrameNumber(2)).isZero)
+    #expect(throws: MemoryError.self) { try memory.page(PageFrameNumber(5)) }
+    #expect(
+      try memory.page(PageFrameNumber(1))
+        == core.memory.bytes(at: PhysicalAddress(qemu.host(0) + pageSize), count: 4096))
+    #expect(!guest.findings.contains { $0.name == "memory.block-not-dumped" })
+  }
+
   @Test func truncatedCoreGivesWhatItHas() throws {
     let qemu = SyntheticQEMU.pc
     var file = qemu.core.file

@@ -4,6 +4,7 @@ import GuestVmcore
 import KVMHost
 import LinuxKernel
 import Memory
+import Output
 import SystemPackage
 import Testing
 import X86
@@ -55,7 +56,7 @@ import X86
         provenance: Provenance(
           tool: "test", version: "0", source: .init(path: "sample", format: "kdump"),
           guest: GuestReport(guest, kernels: kernels, survey: survey))
-      ).write(to: file, threads: threads, progress: ExtractionProgress())
+      ).write(to: file, threads: threads, progress: MoveProgress())
       #expect(summary.lost.isEmpty)
       let bytes = try contents(of: path)
       #expect(bytes.count == Int(summary.fileSize))

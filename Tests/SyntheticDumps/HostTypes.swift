@@ -32,14 +32,78 @@ extension KernelTypes {
     "task_struct": CStructure([
       "flags": .u32, "tasks": .named("list_head"), "mm": .pointer(to: "mm_struct"),
       "active_mm": .pointer(to: "mm_struct"), "comm": .array(.char, 16), "pid": .s32,
+      "tgid": .s32, "group_leader": .pointer(to: "task_struct"),
+      "real_parent": .pointer(to: "task_struct"), "signal": .pointer(to: "signal_struct"),
+      "thread_node": .named("list_head"), "stack": .pointer(.void), "on_cpu": .s32,
+      "thread_info": .named("thread_info"), "thread": .named("thread_struct"),
+      "cred": .pointer(to: "cred"), "static_prio": .s32, "__state": .u32, "utime": .u64,
+      "stime": .u64,
     ]),
+    "thread_info": CStructure(["flags": .u64, "cpu": .u32]),
+    "thread_struct": CStructure([
+      "sp": .u64, "es": .u16, "ds": .u16, "fsindex": .u16, "gsindex": .u16, "fsbase": .u64,
+      "gsbase": .u64,
+    ]),
+    "signal_struct": CStructure([
+      "thread_head": .named("list_head"), "pids": .array(.pointer(to: "pid"), 4),
+    ]),
+    "cred": CStructure(["uid": .named("kuid_t"), "gid": .named("kgid_t")]),
+    "kuid_t": CStructure(["val": .u32]),
+    "kgid_t": CStructure(["val": .u32]),
+    "pt_regs": CStructure(
+      [
+        "r15", "r14", "r13", "r12", "bp", "bx", "r11", "r10", "r9", "r8", "ax", "cx", "dx", "si",
+        "di", "orig_ax", "ip", "cs", "flags", "sp", "ss",
+      ].map { CMember($0, .u64) }),
     "mm_struct": CStructure([
       "": .anonymous(
         CStructure([
           "pgd": .pointer(.void), "arg_start": .u64, "arg_end": .u64, "env_start": .u64,
-          "owner": .pointer(to: "task_struct"),
+          "owner": .pointer(to: "task_struct"), "mm_mt": .named("maple_tree"),
+          "saved_auxv": .array(.u64, 8), "context": .named("mm_context_t"),
         ]))
     ]),
+    "mm_context_t": CStructure([
+      "ctx_id": .u64, "vdso": .pointer(.void), "vdso_image": .pointer(to: "vdso_image"),
+    ]),
+    "vdso_image": CStructure(["data": .pointer(.void), "size": .u64]),
+    "maple_tree": CStructure(["ma_flags": .u32, "ma_root": .pointer(.void)]),
+    "maple_node": CStructure(
+      [
+        "": .anonymous(
+          CStructure(["parent": .pointer(.void), "slot": .array(.pointer(.void), 31)])),
+        "mr64": .named("maple_range_64"), "ma64": .named("maple_arange_64"),
+      ], isUnion: true),
+    "maple_range_64": CStructure([
+      "parent": .pointer(.void), "pivot": .array(.u64, 15), "slot": .array(.pointer(.void), 16),
+    ]),
+    "maple_arange_64": CStructure([
+      "parent": .pointer(.void), "pivot": .array(.u64, 9), "slot": .array(.pointer(.void), 10),
+      "gap": .array(.u64, 10),
+    ]),
+    "vm_area_struct": CStructure([
+      "vm_start": .u64, "vm_end": .u64, "vm_mm": .pointer(to: "mm_struct"),
+      "": .anonymous(CStructure(["vm_flags": .u64, "__vm_flags": .u64], isUnion: true)),
+      "vm_ops": .pointer(.void), "vm_pgoff": .u64, "vm_file": .pointer(to: "file"),
+    ]),
+    "file": CStructure([
+      "f_path": .named("path"), "f_mapping": .pointer(to: "address_space"), "f_flags": .u32,
+    ]),
+    "path": CStructure(["mnt": .pointer(to: "vfsmount"), "dentry": .pointer(to: "dentry")]),
+    "vfsmount": CStructure(["mnt_root": .pointer(to: "dentry"), "mnt_flags": .s32]),
+    "mount": CStructure([
+      "mnt_parent": .pointer(to: "mount"), "mnt_mountpoint": .pointer(to: "dentry"),
+      "mnt": .named("vfsmount"),
+    ]),
+    "dentry": CStructure([
+      "d_hash": .named("hlist_bl_node"), "d_parent": .pointer(to: "dentry"),
+      "d_name": .named("qstr"), "d_op": .pointer(to: "dentry_operations"),
+    ]),
+    "hlist_bl_node": CStructure([
+      "next": .pointer(to: "hlist_bl_node"), "pprev": .pointer(.pointer(to: "hlist_bl_node")),
+    ]),
+    "qstr": CStructure(["hash": .u32, "len": .u32, "name": .pointer(.char)]),
+    "dentry_operations": CStructure(["d_dname": .pointer(.void), "d_release": .pointer(.void)]),
     "page": CStructure([
       "flags": .u64,
       "": .anonymous(
@@ -60,7 +124,7 @@ extension KernelTypes {
 
   static let linuxRoots = [
     "module", "btf_module", "task_struct", "mm_struct", "page", "address_space", "xa_node", "pid",
-    "list_head", "hlist_head",
+    "list_head", "hlist_head", "pt_regs", "fred_frame", "maple_node", "vm_area_struct", "mount",
   ]
 
   private static let kvm: [String: CStructure] = [

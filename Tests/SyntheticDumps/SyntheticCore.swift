@@ -11,16 +11,19 @@ public struct SyntheticCore: Sendable {
     public var fileOffset: UInt64
     /// Whether its bytes are in the core.
     public var isDumped: Bool
+    /// p_flags.
+    public var flags: UInt32
 
     public init(
       _ start: UInt64, size: UInt64, file: String? = nil, fileOffset: UInt64 = 0,
-      isDumped: Bool = true
+      isDumped: Bool = true, flags: UInt32 = 7
     ) {
       self.start = start
       self.size = size
       self.file = file
       self.fileOffset = fileOffset
       self.isDumped = isDumped
+      self.flags = flags
     }
   }
 
@@ -107,7 +110,8 @@ public struct SyntheticCore: Sendable {
         physical: 0, virtual: mapping.start, fileSize: mapping.isDumped ? mapping.size : 0,
         memorySize: mapping.size,
         content: mapping.isDumped
-          ? memory.bytes(at: PhysicalAddress(mapping.start), count: Int(mapping.size)) : nil)
+          ? memory.bytes(at: PhysicalAddress(mapping.start), count: Int(mapping.size)) : nil,
+        flags: mapping.flags)
     }
     return SyntheticMemory().elf(
       SyntheticELF(notes: notes, loads: loads, hasExtendedCount: hasExtendedCount))

@@ -19,16 +19,19 @@ public struct SyntheticELF: Sendable {
     public var memorySize: UInt64
     /// What the file has of it; nil: what the memory holds at `physical`.
     public var content: [UInt8]?
+    /// p_flags.
+    public var flags: UInt32
 
     public init(
       physical: UInt64, virtual: UInt64? = nil, fileSize: UInt64, memorySize: UInt64? = nil,
-      content: [UInt8]? = nil
+      content: [UInt8]? = nil, flags: UInt32 = 7
     ) {
       self.physical = physical
       self.virtual = virtual
       self.fileSize = fileSize
       self.memorySize = memorySize ?? fileSize
       self.content = content
+      self.flags = flags
     }
   }
 
@@ -91,11 +94,11 @@ extension SyntheticMemory {
 
     var table: [UInt8] = []
     func addHeader(
-      _ type: UInt32, offset: UInt64, virtual: UInt64, physical: UInt64, fileSize: UInt64,
-      memorySize: UInt64
+      _ type: UInt32, flags: UInt32 = 0, offset: UInt64, virtual: UInt64, physical: UInt64,
+      fileSize: UInt64, memorySize: UInt64
     ) {
       table.append(littleEndian: type)
-      table.append(littleEndian: UInt32(type == 1 ? 7 : 0))
+      table.append(littleEndian: flags)
       for value in [offset, virtual, physical, fileSize, memorySize, 0] {
         table.append(littleEndian: value)
       }
@@ -106,7 +109,7 @@ extension SyntheticMemory {
     var offset = noteOffset + UInt64(notes.count)
     for load in loads {
       addHeader(
-        1, offset: offset,
+        1, flags: load.flags, offset: offset,
         virtual: load.virtual
           ?? (options.style == .qemu ? 0 : options.virtualBase &+ load.physical),
         physical: load.physical, fileSize: load.fileSize, memorySize: load.memorySize)

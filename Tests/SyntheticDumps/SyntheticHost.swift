@@ -52,7 +52,7 @@ public struct SyntheticHost: Sendable {
   public let options: Options
   private let pageArray: VirtualAddress
   private let machines: SyntheticObject
-  private let firstTask: SyntheticObject
+  let firstTask: SyntheticObject
   private let moduleRoom = VirtualAddress(0xffff_ffff_c040_0000)
   /// Where kvm_intel has its symbols.
   let vmxRoom: VirtualAddress
@@ -440,7 +440,9 @@ public struct SyntheticHost: Sendable {
     if !options.hasPageFlagTypes {
       kernel.options.moreVmcoreinfo += pageFlags.map { "NUMBER(\($0.key))=\($0.value)" }
     }
-    base.write(KernelTypes.linuxRoots, pageFlagTypes)
+    base.write(
+      KernelTypes.linuxRoots.filter { kernel.types.structures[$0] != nil },
+      pageFlagTypes + processEnumerations)
     if options.kernelHasKVMTypes || isBuiltIn { base.write(KernelTypes.kvmRoots, []) }
     if isBuiltIn { base.write([], enumerations) }
     if isBuiltIn, options.vendor == "kvm_amd" { base.write(KernelTypes.svmRoots, []) }

@@ -230,7 +230,7 @@ public struct SyntheticKernel: Sendable {
     write(Array(bytes), at: address)
   }
 
-  mutating func load(_ object: SyntheticObject, _ path: String) -> UInt64 {
+  public mutating func load(_ object: SyntheticObject, _ path: String) -> UInt64 {
     let address = address(object, path)
     let physical =
       physical(address)

@@ -37,7 +37,7 @@ public final class OutputFile {
   /// The open file, for those who write through swift-system.
   public var fileDescriptor: FileDescriptor { FileDescriptor(rawValue: descriptor) }
 
-  func resize(to size: UInt64) throws(OutputError) {
+  public func resize(to size: UInt64) throws(OutputError) {
     guard ftruncate(descriptor, off_t(clamping: size)) == 0 else {
       throw .cannotWrite(path, errno: errno)
     }

@@ -1,0 +1,49 @@
+/// Why a page of a guest, or of the process that runs it, is missing.
+public enum MissingReason: String, Hashable, Sendable, CaseIterable {
+  case swappedOut = "swapped-out"
+  /// In a file of the host, of which this page was not in memory.
+  case inFile = "in-file"
+  /// The page was on its way between host frames, poisoned, or otherwise marked by the host.
+  case specialEntry = "special-entry"
+  /// Left out by the dump's filter.
+  case filtered
+  case notInDump = "not-in-dump"
+  /// In memory of the VMM that was not put into its core.
+  case notDumped = "not-dumped"
+  case truncated
+  case corrupt
+  /// In a file of a split dump that was not given.
+  case missingPart = "missing-part"
+  /// A host page table that would tell is not in the dump.
+  case pageTableMissing = "page-table-missing"
+  /// The host keeps the page encrypted for the guest.
+  case encrypted
+
+  public init(_ absence: Absence) {
+    self =
+      switch absence {
+      case .excluded: .filtered
+      case .notInDump: .notInDump
+      case .truncated: .truncated
+      case .corrupt: .corrupt
+      case .missingPart: .missingPart
+      }
+  }
+
+  /// Completes "pages are missing: …".
+  public var explanation: String {
+    switch self {
+    case .swappedOut: "swapped out by the host"
+    case .inFile: "in a file of the host and not in its memory"
+    case .specialEntry: "being migrated, poisoned or otherwise taken by the host"
+    case .filtered: "left out by the dump's filter"
+    case .notInDump: "not in the dump, though the host has them"
+    case .notDumped: "in memory of the VMM that was not put into its core"
+    case .truncated: "beyond the end of the truncated dump"
+    case .corrupt: "damaged in the dump"
+    case .missingPart: "in a part of the split dump that was not given"
+    case .pageTableMissing: "unknown, as the host's page table for them is not in the dump"
+    case .encrypted: "encrypted by the host's processor"
+    }
+  }
+}
