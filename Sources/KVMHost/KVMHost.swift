@@ -91,18 +91,21 @@ public struct KVMHost: Sendable {
   /// The VMs as far as their structures are the same for all processors.
   func machines() throws(KVMError) -> (machines: [VirtualMachine], failures: [KVMError]) {
     let objects: [KernelObject]
+    let failure: KernelError?
     do throws(KernelError) {
       let head = KernelObject(
         in: kernel.memory, at: list, type: try structure("list_head"), path: "vm_list")
-      objects = try head.listElements(
+      (objects, failure) = head.reachableListElements(
         of: try structure("kvm"), link: "vm_list", limit: 1 << 16)
     } catch {
       throw .kernel(error)
     }
-    guard !objects.isEmpty else { throw .noGuests(release: kernel.vmcoreinfo.release) }
+    guard !objects.isEmpty else {
+      throw failure.map(KVMError.kernel) ?? .noGuests(release: kernel.vmcoreinfo.release)
+    }
     let filter = FilteredPages(on: self)
     var machines: [VirtualMachine] = []
-    var failures: [KVMError] = []
+    var failures = failure.map { [KVMError.kernel($0)] } ?? []
     for object in objects {
       do throws(KernelError) {
         machines.append(try VirtualMachine(object, on: self, filter: filter))
@@ -141,17 +144,15 @@ enum Vendor: Sendable {
 
   /// `kvm_x86_ops.name` tells (since 6.1, 08a9d59c6a0e); before that, which module is loaded.
   init(of kernel: LinuxKernel, kvm: KernelModule?) throws(KernelError) {
-    let amd = try kernel.module("kvm_amd")
     var name = Self.operationsName(kernel, kvm)
-    if name == nil, amd != nil { name = "kvm_amd" }
-    let intel = try kernel.module("kvm_intel")
-    if name == nil, intel != nil { name = "kvm_intel" }
-    self =
-      switch name {
-      case "kvm_amd": .svm(amd?.types ?? kernel.types)
-      case "kvm_intel": .vmx(intel?.types ?? kernel.types)
-      default: .unknown
-      }
+    for module in ["kvm_amd", "kvm_intel"] where name == nil {
+      name = try kernel.module(module)?.name
+    }
+    switch name {
+    case "kvm_amd": self = .svm(try kernel.module("kvm_amd")?.types ?? kernel.types)
+    case "kvm_intel": self = .vmx(try kernel.module("kvm_intel")?.types ?? kernel.types)
+    default: self = .unknown
+    }
   }
 
   private static func operationsName(_ kernel: LinuxKernel, _ kvm: KernelModule?) -> String? {

@@ -161,18 +161,41 @@ public struct KernelObject: Sendable {
   public func listElements(
     of type: BTFType, link: String, limit: Int
   ) throws(KernelError) -> [KernelObject] {
-    var elements: [KernelObject] = []
-    var circle = CircleCheck()
-    var node = try member("next").required()
-    while node.address != address {
-      // A list that does not come back to its head leads through `limit` nodes at most.
-      guard elements.count < limit, !circle.closes(at: node.address) else {
-        throw .endless(what: "list \(path)", at: address, limit: limit)
-      }
-      elements.append(try node.container(of: type, member: link))
-      node = try node.member("next").required()
-    }
+    let (elements, failure) = reachableListElements(of: type, link: link, limit: limit)
+    if let failure { throw failure }
     return elements
+  }
+
+  /// As many elements as can be reached where a part of the list is lost: from its start on, and from
+  /// its end backwards; with the reason why it is not known to be all.
+  public func reachableListElements(
+    of type: BTFType, link: String, limit: Int
+  ) -> (elements: [KernelObject], failure: KernelError?) {
+    var seen: Set<VirtualAddress> = []
+    func walk(_ direction: String) -> (elements: [KernelObject], failure: KernelError?) {
+      var elements: [KernelObject] = []
+      var circle = CircleCheck()
+      var steps = 0
+      do throws(KernelError) {
+        var node = try member(direction).required()
+        while node.address != address {
+          // A list that does not come back to its head leads through `limit` nodes at most.
+          guard steps < limit, !circle.closes(at: node.address) else {
+            throw .endless(what: "list \(path)", at: address, limit: limit)
+          }
+          steps += 1
+          let element = try node.container(of: type, member: link)
+          if seen.insert(element.address).inserted { elements.append(element) }
+          node = try node.member(direction).required()
+        }
+        return (elements, nil)
+      } catch {
+        return (elements, error)
+      }
+    }
+    let (first, failure) = walk("next")
+    guard let failure else { return (first, nil) }
+    return (first + walk("prev").elements.reversed(), failure)
   }
 
   /// The nodes of the `hlist_head` that this object is.

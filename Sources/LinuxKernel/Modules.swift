@@ -83,11 +83,12 @@ extension LinuxKernel {
   /// The loaded module of that name, or nil when there is none (it may be built in).
   public func module(_ name: String) throws(KernelError) -> KernelModule? {
     let type = try structure("module")
-    let modules = try object("modules", type: "list_head")
-      .listElements(of: type, link: "list", limit: 1 << 14)
-    for module in modules where try module["name"].text() == name {
+    let (modules, failure) = try object("modules", type: "list_head")
+      .reachableListElements(of: type, link: "list", limit: 1 << 14)
+    for module in modules where (try? module["name"].text()) == name {
       return try KernelModule(module, named: name, types: try types(ofModule: module) ?? types)
     }
+    if let failure { throw failure }
     return nil
   }
 
@@ -95,14 +96,15 @@ extension LinuxKernel {
   /// 5f9ae91f7c0d), or nil if it has none.
   private func types(ofModule module: KernelObject) throws(KernelError) -> BTF? {
     guard symbol("btf_modules") != nil else { return nil }
-    let entries = try object("btf_modules", type: "list_head")
-      .listElements(of: try structure("btf_module"), link: "list", limit: 1 << 14)
-    for entry in entries where try entry["module"].pointer() == module.address {
+    let (entries, failure) = try object("btf_modules", type: "list_head")
+      .reachableListElements(of: try structure("btf_module"), link: "list", limit: 1 << 14)
+    for entry in entries where (try? entry["module"].pointer()) == module.address {
       let btf = try entry["btf"].required()
       return try BTF.read(
         at: try btf["data"].pointer(), size: try btf["data_size"].unsigned(),
         of: "module " + (try module["name"].text()), in: memory, base: types)
     }
+    if let failure { throw failure }
     return nil
   }
 }

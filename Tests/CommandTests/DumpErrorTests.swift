@@ -113,7 +113,9 @@ struct DumpErrorTests {
   }
 
   /// What concerns hosts alone is not asked of a process.
-  @Test(arguments: [["excerpt", "-o", "excerpt"], ["qemu-core", "-o", "core"]])
+  @Test(arguments: [
+    ["vmcs", "--scan"], ["excerpt", "-o", "excerpt"], ["qemu-core", "-o", "core"],
+  ])
   func coreOfAProcessIsNoHost(_ command: [String]) throws {
     let core = try SyntheticQEMU.pc.core.file.save()
     let folder = Folder()
