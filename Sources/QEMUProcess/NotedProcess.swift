@@ -64,8 +64,9 @@ extension Finding {
 }
 
 extension QEMUProcess {
-  /// Puts registers that the core's control blocks hold in place of QEMU's copies, with what is to
-  /// be said of it.
+  /// Puts registers that the core's control blocks hold in place of QEMU's old copies, with what is
+  /// to be said of it. A copy that is not old is newer than the block: KVM emulates instructions
+  /// behind it, and QEMU may have set registers since.
   func withControlBlocks(
     _ processors: [VirtualProcessor]
   ) -> (processors: [VirtualProcessor], findings: [Finding]) {
@@ -84,6 +85,7 @@ extension QEMUProcess {
     }
     var replaced: [Int] = []
     let result = processors.map { processor in
+      guard processor.state == .stale else { return processor }
       let own = notes.registers(of: processor.index, runningNestedGuest: false)
       let nested = notes.registers(of: processor.index, runningNestedGuest: true)
       guard own != nil || nested != nil else { return processor }
@@ -98,7 +100,8 @@ extension QEMUProcess {
       findings.append(
         Finding(
           .note, "vcpu.control-block-notes",
-          "vCPUs \(names): the registers that a control block holds are those of the core's notes"))
+          "vCPUs \(names): KVM had the registers when the core was taken; those that the control block"
+            + " in the core's notes holds are taken from there"))
     }
     return (result, findings)
   }

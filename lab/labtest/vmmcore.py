@@ -1,9 +1,12 @@
 """The core of a VMM that `vmcore-split qemu-core` writes, against /proc, drgn, gdb and the host's dump."""
+import os
 import re
 import struct
 import subprocess
 
-from .elfcore import EHDR, NOTE, PAGE, PHDR, PT_LOAD, PT_NOTE, align4
+from . import pages
+from .elfcore import EHDR, NOTE, PAGE, PHDR, PT_LOAD, PT_NOTE, ElfCore, align4
+from .program import EXIT_COMPLETE, EXIT_FINDINGS
 
 NT_PRSTATUS, NT_FILE = 1, 0x46494c45
 PF_READ, PF_WRITE, PF_EXECUTE = 4, 2, 1
@@ -160,3 +163,27 @@ def gdb(core, program=None):
     done = subprocess.run(command, capture_output=True, text=True, errors="replace")
     threads = re.findall(r"^[* ] \d+ +.*?LWP (\d+)", done.stdout, flags=re.M)
     return threads, len(re.findall(r"^ +0x[0-9a-f]+ +0x[0-9a-f]+ +0x", done.stdout, flags=re.M))
+
+
+def compare_guests(dump, core, pid, folder, program):
+    """(equal pages, different ones, problems): the guest out of the core, and out of the host's dump"""
+    found = []
+    for source, options in ((dump, ["--guest", pid]), (core, [])):
+        path = os.path.join(folder, f"{pid}.{len(found)}.vmcore")
+        done = program.run(source, *options, "-o", path, "--force", "--quiet")
+        if done.returncode not in (EXIT_COMPLETE, EXIT_FINDINGS):
+            return 0, 0, [f"the guest out of {source}: {done.stderr.strip()}"]
+        found.append(ElfCore(path))
+    counts = pages.compare(*found, lambda _: True)
+    problems = counts.examples + (["pages of the core that the dump's guest has not"] if counts.extra else [])
+    return counts.equal, counts.different, problems
+
+
+def compare_registers(dump, core, pid, program):
+    """(equal registers, different ones, problems): values, sources, and reasons of unknown ones"""
+    first, second = (program.report([source], *options).get(pid, {"processors": []})["processors"]
+                     for source, options in ((dump, ["--guest", pid]), (core, [])))
+    names = [(index, name) for index, vcpu in enumerate(first) for name in vcpu["registers"]]
+    problems = [f"vCPU {index} {name} is not the same" for index, name in names if len(first) != len(second)
+                or first[index]["registers"][name] != second[index]["registers"].get(name)]
+    return len(names) - len(problems), len(problems), problems

@@ -22,6 +22,10 @@ package struct VMCB: Sendable {
     for (register, offset) in Self.places {
       file[register] = reading(at: offset, register.rawValue)
     }
+    // VMRUN needs SVME whatever the guest has (APM vol. 2, 15.5.1).
+    file[.efer] = .known(
+      value(at: Self.efer) & ~Self.secureVirtualMachineEnabled,
+      RegisterSource(.vmcb, "save.efer without SVME"))
     if value(at: Self.nestedControl) & Self.nestedPaging != 0 {
       file[.cr3] = reading(at: Self.cr3, Register.cr3.rawValue)
     } else {
@@ -48,10 +52,12 @@ package struct VMCB: Sendable {
   private static let nestedControl = 0x90 - save
   private static let nestedPaging: UInt64 = 1
   private static let cr3 = 0x150
+  private static let efer = 0xd0
+  private static let secureVirtualMachineEnabled: UInt64 = 1 << 12
 
   /// In the state-save area.
   private static let places: [(Register, Int)] = [
-    (.efer, 0xd0), (.cr4, 0x148), (.cr0, 0x158), (.dr7, 0x160), (.dr6, 0x168), (.rflags, 0x170),
+    (.cr4, 0x148), (.cr0, 0x158), (.dr7, 0x160), (.dr6, 0x168), (.rflags, 0x170),
     (.rip, 0x178), (.rsp, 0x1d8), (.rax, 0x1f8), (.star, 0x200), (.lstar, 0x208), (.cstar, 0x210),
     (.sfmask, 0x218), (.kernelGSBase, 0x220), (.sysenterCS, 0x228), (.sysenterESP, 0x230),
     (.sysenterEIP, 0x238), (.cr2, 0x240), (.pat, 0x268),
