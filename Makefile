@@ -25,11 +25,15 @@ SWIFT_MINIMUM = 6.3
 # than the program.
 TEST_OPTIONS = -c release -Xswiftc -enable-testing --scratch-path .build-test
 
-.PHONY: build build-tests deps toolchain test bench kmod lab lab-test lab-vmx lab-vmx-test lab-qemu lab-qemu-test demo install uninstall format lint clean help
+.PHONY: build static build-tests deps toolchain test bench kmod lab lab-test lab-vmx lab-vmx-test lab-qemu lab-qemu-test demo install uninstall format lint clean help
 .NOTPARALLEL:
 
 build: toolchain ## build the program: .build/release/vmcore-split
 	swift build -c release --static-swift-stdlib --product vmcore-split
+
+static: toolchain ## build it without shared libraries, for initramfs images: .build-static/release/vmcore-split
+	swift build -c release --static-swift-stdlib -Xswiftc -static-executable --product vmcore-split \
+	  --scratch-path .build-static
 
 deps: ## install what is missing of the Debian packages that building and testing need
 	@missing=; \
@@ -56,6 +60,7 @@ toolchain:
 
 test: deps toolchain ## run the tests
 	swift test $(TEST_OPTIONS)
+	contrib/kdump/test
 
 lab: ## boot hosts with guests and dump them into LAB (SCENARIOS="two kdump", KERNEL=6.12)
 	KERNEL='$(KERNEL)' lab/svm/build.sh $(LAB) $(SCENARIOS)
@@ -124,7 +129,7 @@ lint: ## complain about style, and about the manual's markup
 	mandoc -T lint -W warning man/vmcore-split.1
 
 clean: ## remove what the build made (not the lab's dumps)
-	rm -rf .build .build-test
+	rm -rf .build .build-test .build-static
 
 help: ## show this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)

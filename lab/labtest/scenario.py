@@ -95,6 +95,18 @@ class Scenario:
         return sorted((self.file(name) for name in os.listdir(self.folder) if re.fullmatch(re.escape(stem) + r"\d", name)),
                       reverse=True)
 
+    def has_capture_kernel(self):
+        return os.path.exists(self.file("kdump.iomem"))
+
+    def live(self):
+        """What vmcore-split saved in the capture kernel: (folder, exit status, peak memory in KiB, messages); None
+        where it was not there."""
+        if not os.path.exists(self.file("live.status")):
+            return None
+        status = re.fullmatch(r"status (\d+)\s*", self.text("live.status")).group(1)
+        kib = re.search(r"kib (\d+)", self.text("live.cost")).group(1)
+        return self.file("live"), int(status), int(kib), self.text("live/guests.log")
+
     def host_pages(self):
         return open_held(self.base).pages
 

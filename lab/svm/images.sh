@@ -26,13 +26,34 @@ kdump_image() { # kdump_image RELEASE
 	skeleton "$dir" "$here/kdump/init"
 	modules "$dir" "$1" virtio_pci 9pnet_virtio 9p
 	mkdir -p "$dir/tools/lib"
-	cp "$OUT/tools/root/usr/bin/makedumpfile" "$dir/tools/"
+	cp "$OUT/tools/root/usr/bin/makedumpfile" /usr/bin/time "$dir/tools/"
 	for lib in $("$libs/ld-linux-x86-64.so.2" --library-path "$libs" --list "$dir/tools/makedumpfile" |
 		awk '$3 ~ /^\// { print $3 }'); do
 		cp -L "$lib" "$dir/tools/lib/"
 	done
 	cp -L "$libs/ld-linux-x86-64.so.2" "$dir/lib64/"
+	program_under_test "$dir"
 	pack "$dir" "$OUT/share/kdump.cpio.gz"
+}
+
+under_test=$(realpath -m "${VMCORE_SPLIT:-$here/../../.build/release/vmcore-split}")
+
+# program_under_test DIR : vmcore-split, if it is built, as it would be installed, with the hook that runs it.  Its
+# libraries and their dynamic linker are this machine's.
+program_under_test() {
+	local dir=$1/tools/split interpreter
+	if [ ! -x "$under_test" ]; then
+		say "no $under_test: the capture kernel goes without it"
+		return
+	fi
+	mkdir -p "$dir/lib"
+	install -s -m 755 "$under_test" "$dir/program"
+	cp "$here/../../contrib/kdump/save-guests" "$dir/"
+	interpreter=$(ldd "$under_test" | awk '$1 ~ /^\/.*ld-linux/ { print $1 }') || true
+	if [ -n "$interpreter" ]; then
+		ldd "$under_test" | awk '$3 ~ /^\// { print $3 }' | xargs -I{} cp -L {} "$dir/lib/"
+		cp -L "$interpreter" "$dir/lib/ld.so"
+	fi
 }
 
 # Debian 13's QEMU for the host, which runs it by its own dynamic linker.
@@ -59,5 +80,4 @@ step_images() {
 	guest_image host "$release"
 	guest_image cloud "$(cloud_release "$release")"
 	host_image "$release"
-	kdump_image "$release"
 }

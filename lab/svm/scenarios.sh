@@ -98,7 +98,8 @@ step_swap() {
 
 step_kdump() {
 	need images
-	memory=704 append=crashkernel=160M boot kdump KDUMP:DONE 2400
+	kdump_image "$(cat "$OUT/kernel")"     # anew each time, as it has the program under test
+	memory=736 append=crashkernel=192M boot kdump KDUMP:DONE 2400
 	collect kdump
 	cd "$OUT/dumps/kdump"
 	forms vmcore vmcore
