@@ -95,7 +95,7 @@ import X86
 
   @Test mutating func `without a list of VMs memory still shows their VMCSs`() throws {
     let list = try sample.vmList
-    try memory.set(try list["next"], to: 0xdead_0000_0000)
+    for link in ["next", "prev"] { try memory.set(try list[link], to: 0xdead_0000_0000) }
     #expect(throws: KVMError.self) { try sample.guests(in: memory, vmcsLayouts: sources) }
     let found = try sample.guests(
       in: memory, vmcsLayouts: sources, searchingForVMCSs: true)
