@@ -185,8 +185,11 @@ public struct KernelObject: Sendable {
           }
           steps += 1
           let element = try node.container(of: type, member: link)
+          let onward = try node.member(direction)
+          // A node that cannot be read is where a damaged link leads, and no element.
+          _ = try onward.pointer()
           if seen.insert(element.address).inserted { elements.append(element) }
-          node = try node.member(direction).required()
+          node = try onward.required()
         }
         return (elements, nil)
       } catch {
