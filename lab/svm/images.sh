@@ -49,7 +49,7 @@ program_under_test() {
 	mkdir -p "$dir/lib"
 	install -s -m 755 "$under_test" "$dir/program"
 	cp "$here/../../contrib/kdump/save-guests" "$dir/"
-	interpreter=$(ldd "$under_test" | awk '$1 ~ /^\/.*ld-linux/ { print $1 }') || true
+	interpreter=$(ldd "$under_test" 2> /dev/null | awk '$1 ~ /^\/.*ld-linux/ { print $1 }') || true
 	if [ -n "$interpreter" ]; then
 		ldd "$under_test" | awk '$3 ~ /^\// { print $3 }' | xargs -I{} cp -L {} "$dir/lib/"
 		cp -L "$interpreter" "$dir/lib/ld.so"
