@@ -14,6 +14,7 @@ svm=(
 	qemu-system-x86                  # the outer host (TCG), and copied into it: the guests' VMM
 	flex bison bc libelf-dev libssl-dev xz-utils   # the sample's small guest kernel
 	libsnappy1v5                     # the snappy form of the dumps
+	gdb                              # opens the cores of the VMMs
 )
 qemu=(
 	qemu-system-x86 gdb xz-utils      # what is dumped, and by what
