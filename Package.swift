@@ -136,7 +136,10 @@ let package = Package(
       ]),
     .testTarget(
       name: "CommandTests",
-      dependencies: ["vmcore-split", "Guest", "Memory", "SyntheticDumps", "X86"],
+      dependencies: [
+        "vmcore-split", "DumpFiles", "Guest", "Memory", "SyntheticDumps", "X86",
+        .product(name: "SystemPackage", package: "swift-system"),
+      ],
       exclude: ["Snapshots"], swiftSettings: swiftSettings),
   ]
 )

@@ -83,6 +83,11 @@ import Memory
   /// Number of set bits.
   var count: UInt64 { ranks.total }
 
+  /// Number of bits that are set here and not in another bitmap of the same length.
+  func bits(notIn other: Bitmap) -> UInt64 {
+    (0..<wordCount).reduce(0) { $0 + UInt64((word($1) & ~other.word($1)).nonzeroBitCount) }
+  }
+
   /// 64 bits from a multiple of 64 on.
   @inline(__always) func word(_ index: Int) -> UInt64 {
     index < wordCount ? unsafe UInt64(littleEndian: words[index]) : 0

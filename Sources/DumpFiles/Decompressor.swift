@@ -11,7 +11,7 @@ import Memory
   private var zstd: OpaquePointer?
 
   /// Checks once for the process that liblzo2 fits the headers it was compiled with.
-  private static let isLZOUsable = shim_lzo_init() == LZO_E_OK
+  static let isLZOUsable = shim_lzo_init() == LZO_E_OK
 
   deinit {
     if let inflater = unsafe inflater {

@@ -114,6 +114,27 @@ struct FlattenedFile: Sendable {
     chains = index.chains
   }
 
+  /// What stands in front of the records: struct makedumpfile_header, in a room of its own.
+  static var header: [UInt8] {
+    // Type (TYPE_FLAT_HEADER) and version are both 1.
+    let header = signature + bigEndian(1) + bigEndian(1)
+    return header + [UInt8](repeating: 0, count: Int(recordsStart) - header.count)
+  }
+
+  /// What stands in front of a record's bytes: struct makedumpfile_data_header.
+  static func recordHeader(at offset: UInt64, size: Int) -> [UInt8] {
+    bigEndian(Int64(clamping: offset)) + bigEndian(Int64(size))
+  }
+
+  /// What stands behind the records.
+  static var end: [UInt8] { bigEndian(endMark) + bigEndian(endMark) }
+
+  private static func bigEndian(_ value: Int64) -> [UInt8] {
+    var bytes: [UInt8] = []
+    bytes.append(littleEndian: value.byteSwapped)
+    return bytes
+  }
+
   /// See ``InputFile/read(at:into:)``.
   func read(at offset: UInt64, into buffer: UnsafeMutableRawBufferPointer) throws(Errno) -> Int {
     var done = 0

@@ -1,5 +1,3 @@
-import CShim
-import CZlib
 import Glibc
 import Memory
 import SystemPackage
@@ -26,34 +24,42 @@ public struct SystemName: Hashable, Sendable {
   }
 }
 
-/// Writes a kdump-compressed file: header version 6, pages compressed with zlib, and one block of
-/// data for all pages of zeros.
+/// Writes a kdump-compressed file: header version 6, each page compressed for itself or, where that
+/// makes it no smaller, as it is, and one block of data for all pages of zeros.
 ///
 /// The pages come in ascending order. Memory taken does not depend on how many they are: bitmaps,
-/// descriptors and data are all written as they grow, each at its place, so the file must be one
-/// that can seek.
+/// descriptors and data are all written as they grow, each at its place, in a file that can seek;
+/// to a pipe they go in the flattened form, as records with their places. Headers and notes are
+/// written last: they may tell what became of the pages.
 public struct KdumpWriter: ~Copyable {
   private let ram: [Range<PageFrameNumber>]
   private let capacity: UInt64
   private var count: UInt64 = 0
   private var nextFrame: UInt64 = 0
+  private let header: KdumpHeader
   private let output: PositionedOutput
-  private let deflater: Deflater
+  private let encoder: KdumpPageEncoder
   private var storedBits: BitmapStream
-  private var descriptors: OutputStream
-  private var data: OutputStream
+  private var descriptors: PieceStream
+  private var data: PieceStream
+  private let dataStart: UInt64
   private var zeroPage: PageDescriptor?
+  private var room = [UInt8](repeating: 0, count: KdumpLayout.blockSize)
 
   /// Starts a file.
   ///
   /// - Parameters:
-  ///   - descriptor: An empty file, open for writing. It stays open.
+  ///   - descriptor: An empty file, open for writing, or where a flattened one goes. It stays open.
   ///   - path: Its name, for messages.
+  ///   - isFlattened: Write the flattened form, from its start to its end.
+  ///   - compression: Of the pages that are appended as they are, and the one that most are said to
+  ///     have.
   ///   - vmcoreinfo: The text of VMCOREINFO. Its note is added to `notes` if they lack it.
   ///   - ram: The frames of RAM, ascending: pages that are not appended count as left out.
   ///   - capacity: The most pages that will be appended: their descriptors come before the data.
   public init(
-    _ descriptor: FileDescriptor, path: FilePath, system: SystemName, vmcoreinfo: [UInt8]?,
+    _ descriptor: FileDescriptor, path: FilePath, isFlattened: Bool = false,
+    compression: KdumpCompression = .zlib, system: SystemName, vmcoreinfo: [UInt8]?,
     notes: [Note], dumpLevel: DumpLevel, ram: [Range<PageFrameNumber>], capacity: UInt64
   ) throws(KdumpWriterError) {
     let frameLimit = ram.last?.upperBound.rawValue ?? 0
@@ -69,35 +75,31 @@ public struct KdumpWriter: ~Copyable {
     }
     let capacity = min(capacity, frameLimit)
     let block = UInt64(KdumpLayout.blockSize)
-    var notes = notes
-    if let vmcoreinfo, notes.vmcoreinfo == nil {
-      notes.append(Note(name: "VMCOREINFO", type: 0, description: vmcoreinfo))
-    }
     let header = KdumpHeader(
-      system: system, notes: notes, dumpLevel: dumpLevel, frameLimit: frameLimit)
-    let bitmapSize = UInt64(header.bitmapBlocks / 2) * block
+      system: system, compression: compression, notes: notes, vmcoreinfo: vmcoreinfo,
+      dumpLevel: dumpLevel, frameLimit: frameLimit)
     let ramBitmapOffset = UInt64(header.blocks) * block
-    let descriptorOffset = ramBitmapOffset + 2 * bitmapSize
+    let descriptorOffset = ramBitmapOffset + 2 * header.bitmapSize
+    let dataStart = roundUp(
+      descriptorOffset + capacity * UInt64(KdumpLayout.Descriptor.size), to: block)
 
-    guard let deflater = Deflater() else { throw .outOfMemory(path) }
-    let output = PositionedOutput(descriptor: descriptor, path: path)
-    let data = OutputStream(
-      at: roundUp(descriptorOffset + capacity * UInt64(KdumpLayout.Descriptor.size), to: block))
-    try output.write(header.bytes, at: 0)
-    try output.setSize(data.position)
+    let output = PositionedOutput(descriptor: descriptor, path: path, isFlattened: isFlattened)
+    try output.start(size: dataStart)
     var ramBits = BitmapStream(at: ramBitmapOffset)
     for range in ram {
       try ramBits.set(range.lowerBound.rawValue..<range.upperBound.rawValue, output)
     }
-    try ramBits.flush(output)
+    try ramBits.finish(size: header.bitmapSize, output)
 
     self.ram = ram
     self.capacity = capacity
+    self.header = header
     self.output = output
-    self.deflater = deflater
-    self.data = data
-    storedBits = BitmapStream(at: ramBitmapOffset + bitmapSize)
-    descriptors = OutputStream(at: descriptorOffset)
+    self.dataStart = dataStart
+    encoder = KdumpPageEncoder(compression)
+    data = PieceStream(at: dataStart)
+    storedBits = BitmapStream(at: ramBitmapOffset + header.bitmapSize)
+    descriptors = PieceStream(at: descriptorOffset)
   }
 
   /// Appends the page of a frame of RAM, behind all appended before.
@@ -107,34 +109,80 @@ public struct KdumpWriter: ~Copyable {
     guard page.count == Int(pageSize) else {
       throw .notAPage(output.path, frame, byteCount: page.count)
     }
+    if page.isZero { return try appendZeros(frame) }
+    let (size, flags) = unsafe page.withUnsafeBytes { page in
+      unsafe room.withUnsafeMutableBytes { unsafe encoder.encode(page, into: $0) }
+    }
+    try append(frame, Array(room[..<size]), flags: flags)
+  }
+
+  /// Appends a page in the form that a ``KdumpPageEncoder`` gave it.
+  public mutating func append(
+    _ frame: PageFrameNumber, stored: UnsafeRawBufferPointer, flags: UInt32
+  ) throws(KdumpWriterError) {
+    guard (1...KdumpLayout.blockSize).contains(stored.count) else {
+      throw .notAPage(output.path, frame, byteCount: stored.count)
+    }
+    try add(
+      frame,
+      PageDescriptor(offset: data.position, size: UInt32(stored.count), flags: flags))
+    unsafe data.append(stored)
+    try data.flushIfLarge(output)
+  }
+
+  /// Appends a page of zeros.
+  public mutating func appendZeros(_ frame: PageFrameNumber) throws(KdumpWriterError) {
+    if let zeroPage { return try add(frame, zeroPage) }
+    for index in room.indices { room[index] = 0 }
+    let zeros = room
+    let (size, flags) = unsafe zeros.withUnsafeBytes { page in
+      unsafe room.withUnsafeMutableBytes { unsafe encoder.encode(page, into: $0) }
+    }
+    let descriptor = PageDescriptor(offset: data.position, size: UInt32(size), flags: flags)
+    try append(frame, Array(room[..<size]), flags: flags)
+    zeroPage = descriptor
+  }
+
+  private mutating func append(
+    _ frame: PageFrameNumber, _ stored: [UInt8], flags: UInt32
+  ) throws(KdumpWriterError) {
+    try add(
+      frame, PageDescriptor(offset: data.position, size: UInt32(stored.count), flags: flags))
+    unsafe stored.withUnsafeBytes { unsafe data.append($0) }
+    try data.flushIfLarge(output)
+  }
+
+  private mutating func add(
+    _ frame: PageFrameNumber, _ descriptor: PageDescriptor
+  ) throws(KdumpWriterError) {
     guard frame.rawValue >= nextFrame else { throw .notAscending(output.path, frame) }
     guard isRAM(frame) else { throw .notRAM(output.path, frame) }
     guard count < capacity else { throw .tooManyPages(output.path, capacity: capacity) }
     count += 1
     nextFrame = frame.rawValue + 1
     try storedBits.set(frame.rawValue..<frame.rawValue + 1, output)
-
-    let isZero = page.isZero
-    let descriptor: PageDescriptor
-    if isZero, let zeroPage {
-      descriptor = zeroPage
-    } else {
-      let compressed = deflater.compress(page)
-      let stored = compressed ?? page
-      descriptor = PageDescriptor(
-        offset: data.position, size: UInt32(stored.count),
-        flags: compressed == nil ? 0 : KdumpLayout.Flags.zlib)
-      try data.append(stored, output)
-      if isZero { zeroPage = descriptor }
-    }
-    try descriptors.append(descriptor.bytes, output)
+    descriptors.append(descriptor)
+    try descriptors.flushIfLarge(output)
   }
 
-  /// Writes what is still held. The file is not synced.
-  public consuming func finish() throws(KdumpWriterError) {
-    try storedBits.flush(output)
+  /// Writes what is still held, and the headers. The file is not synced.
+  ///
+  /// - Parameter notes: to be written instead of those given at the start; they must take as many
+  ///   blocks.
+  /// - Returns: The size of the file; of a flattened one, of the file that it stands for.
+  @discardableResult
+  public consuming func finish(notes: [Note]? = nil) throws(KdumpWriterError) -> UInt64 {
+    let header = notes.map { self.header.with(notes: $0) } ?? self.header
+    guard header.blocks == self.header.blocks else { throw .notesOutgrew(output.path) }
+    try storedBits.finish(size: header.bitmapSize, output)
     try descriptors.flush(output)
+    try output.writeZeros(descriptors.position..<dataStart)
     try data.flush(output)
+    // Nothing of a flattened file tells its size but its records.
+    if data.position == dataStart { try output.write([0], at: dataStart) }
+    try output.write(header.bytes, at: 0)
+    try output.finish()
+    return data.position
   }
 
   private func isRAM(_ frame: PageFrameNumber) -> Bool {
@@ -152,8 +200,6 @@ public struct KdumpWriter: ~Copyable {
 public enum KdumpWriterError: Error, Hashable, Sendable {
   /// Writing failed at `offset`: full disk, quota, I/O error.
   case writeFailed(FilePath, offset: UInt64, Errno)
-  /// zlib has no memory.
-  case outOfMemory(FilePath)
   /// A frame or range of frames is not behind the one before it.
   case notAscending(FilePath, PageFrameNumber)
   /// A frame outside the ranges of RAM.
@@ -162,6 +208,8 @@ public enum KdumpWriterError: Error, Hashable, Sendable {
   case notAPage(FilePath, PageFrameNumber, byteCount: Int)
   /// More pages than were announced.
   case tooManyPages(FilePath, capacity: UInt64)
+  /// The last notes take more room than the first.
+  case notesOutgrew(FilePath)
   /// No RAM at all, or RAM beyond 52 bits of address: the frame behind the last.
   case badFrameLimit(FilePath, UInt64)
 }
@@ -171,8 +219,8 @@ extension KdumpWriterError: Diagnosis {
     switch self {
     case .writeFailed(_, _, .noSpace): "output.no-space"
     case .writeFailed: "output.write-failed"
-    case .outOfMemory: "output.out-of-memory"
-    case .notAscending, .notRAM, .notAPage, .tooManyPages, .badFrameLimit: "output.bad-page"
+    case .notAscending, .notRAM, .notAPage, .tooManyPages, .notesOutgrew, .badFrameLimit:
+      "output.bad-page"
     }
   }
 
@@ -180,8 +228,6 @@ extension KdumpWriterError: Diagnosis {
     switch self {
     case .writeFailed(let path, let offset, let error):
       "\(path): writing at offset \(hexadecimal(offset)) failed: \(error)"
-    case .outOfMemory(let path):
-      "\(path): no memory for compression"
     case .notAscending(let path, let frame):
       "\(path): page frame \(frame) comes after a higher one"
     case .notRAM(let path, let frame):
@@ -190,6 +236,8 @@ extension KdumpWriterError: Diagnosis {
       "\(path): page frame \(frame) comes with \(byteCount) bytes"
     case .tooManyPages(let path, let capacity):
       "\(path): more than the \(capacity) pages that were announced"
+    case .notesOutgrew(let path):
+      "\(path): the notes have outgrown their room"
     case .badFrameLimit(let path, let frameLimit):
       "\(path): \(frameLimit) page frames make no dump"
     }
@@ -198,8 +246,8 @@ extension KdumpWriterError: Diagnosis {
   public var advice: String? {
     switch self {
     case .writeFailed(_, _, .noSpace): "free some space, or write to another disk"
-    case .writeFailed, .outOfMemory: nil
-    case .notAscending, .notRAM, .notAPage, .tooManyPages, .badFrameLimit:
+    case .writeFailed: nil
+    case .notAscending, .notRAM, .notAPage, .tooManyPages, .notesOutgrew, .badFrameLimit:
       "this is a fault of the program: please report it"
     }
   }
@@ -210,11 +258,37 @@ private struct KdumpHeader {
   let bytes: [UInt8]
   /// Blocks that they take.
   let blocks: Int
-  let bitmapBlocks: Int
+  private let bitmapBlocks: Int
+  /// Bytes of each of the two bitmaps.
+  var bitmapSize: UInt64 { UInt64(bitmapBlocks / 2) * UInt64(KdumpLayout.blockSize) }
+  private let system: SystemName
+  private let compression: KdumpCompression
+  private let vmcoreinfo: [UInt8]?
+  private let dumpLevel: DumpLevel
+  private let frameLimit: UInt64
 
-  init(system: SystemName, notes: [Note], dumpLevel: DumpLevel, frameLimit: UInt64) {
+  /// The same of other notes.
+  func with(notes: [Note]) -> KdumpHeader {
+    KdumpHeader(
+      system: system, compression: compression, notes: notes, vmcoreinfo: vmcoreinfo,
+      dumpLevel: dumpLevel, frameLimit: frameLimit)
+  }
+
+  init(
+    system: SystemName, compression: KdumpCompression, notes: [Note], vmcoreinfo text: [UInt8]?,
+    dumpLevel: DumpLevel, frameLimit: UInt64
+  ) {
     typealias Header = KdumpLayout.Header
     typealias SubHeader = KdumpLayout.SubHeader
+    self.system = system
+    self.compression = compression
+    self.dumpLevel = dumpLevel
+    self.frameLimit = frameLimit
+    vmcoreinfo = text
+    var notes = notes
+    if let text, notes.vmcoreinfo == nil {
+      notes.append(Note(name: "VMCOREINFO", type: 0, description: text))
+    }
     let block = KdumpLayout.blockSize
     let noteOffset = block + SubHeader.size
     var encoded: [UInt8] = []
@@ -244,7 +318,7 @@ private struct KdumpHeader {
         at: Header.systemName + index * Header.nameSize)
     }
     let cpuCount = notes.count { $0.name == "CORE" && $0.type == ELFLayout.processStatus }
-    bytes.store(littleEndian: KdumpLayout.Flags.zlib, at: Header.status)
+    bytes.store(littleEndian: compression.flag, at: Header.status)
     bytes.store(littleEndian: UInt32(block), at: Header.blockSize)
     bytes.store(littleEndian: Int32(clamping: subBlocks), at: Header.subHeaderSize)
     bytes.store(littleEndian: UInt32(clamping: bitmapBlocks), at: Header.bitmapBlocks)
@@ -301,50 +375,73 @@ extension PageDescriptor {
   }
 
   /// As it stands in the file. The last member, page_flags, is zero in every known file.
-  fileprivate var bytes: [UInt8] {
-    var bytes: [UInt8] = []
-    bytes.reserveCapacity(KdumpLayout.Descriptor.size)
+  fileprivate func append(to bytes: inout [UInt8]) {
     bytes.append(littleEndian: offset)
     bytes.append(littleEndian: size)
     bytes.append(littleEndian: flags)
     bytes.append(littleEndian: UInt64(0))
-    return bytes
   }
 }
 
-/// Writes at given offsets of a file.
+/// Writes at given offsets: of a file, or as records of a flattened one, of which no byte may be
+/// left out and none comes twice.
 private struct PositionedOutput {
   let descriptor: FileDescriptor
   let path: FilePath
+  let isFlattened: Bool
 
-  func write(_ bytes: [UInt8], at offset: UInt64) throws(KdumpWriterError) {
-    var done = 0
-    while done < bytes.count {
-      let position = offset + UInt64(done)
-      let count = unsafe bytes.withUnsafeBytes { buffer in
-        unsafe pwrite(
-          descriptor.rawValue, buffer.baseAddress.map { unsafe $0 + done }, buffer.count - done,
-          off_t(clamping: position))
-      }
-      if count > 0 {
-        done += count
-      } else if count == 0 || errno != EINTR {
-        throw .writeFailed(path, offset: position, count == 0 ? .ioError : Errno(rawValue: errno))
-      }
+  private static let zeros = [UInt8](repeating: 0, count: 64 << 10)
+
+  /// - Parameter size: of everything in front of the data.
+  func start(size: UInt64) throws(KdumpWriterError) {
+    if isFlattened {
+      try append(FlattenedFile.header, at: 0)
+      return
     }
-  }
-
-  func setSize(_ size: UInt64) throws(KdumpWriterError) {
     while ftruncate(descriptor.rawValue, off_t(clamping: size)) != 0 {
       guard errno == EINTR else {
         throw .writeFailed(path, offset: size, Errno(rawValue: errno))
       }
     }
   }
+
+  func write(_ bytes: [UInt8], at offset: UInt64) throws(KdumpWriterError) {
+    guard isFlattened else {
+      let error = unsafe bytes.withUnsafeBytes {
+        unsafe writeAll($0, to: descriptor.rawValue, at: offset)
+      }
+      if let error { throw .writeFailed(path, offset: offset, Errno(rawValue: error)) }
+      return
+    }
+    if bytes.isEmpty { return }
+    try append(FlattenedFile.recordHeader(at: offset, size: bytes.count), at: offset)
+    try append(bytes, at: offset)
+  }
+
+  /// Zeros, which a file has where nothing was written.
+  func writeZeros(_ range: Range<UInt64>) throws(KdumpWriterError) {
+    guard isFlattened else { return }
+    var offset = range.lowerBound
+    while offset < range.upperBound {
+      let count = min(UInt64(Self.zeros.count), range.upperBound - offset)
+      try write(Array(Self.zeros[..<Int(count)]), at: offset)
+      offset += count
+    }
+  }
+
+  func finish() throws(KdumpWriterError) {
+    if isFlattened { try append(FlattenedFile.end, at: 0) }
+  }
+
+  /// - Parameter offset: for messages.
+  private func append(_ bytes: [UInt8], at offset: UInt64) throws(KdumpWriterError) {
+    let error = unsafe bytes.withUnsafeBytes { unsafe writeAll($0, to: descriptor.rawValue) }
+    if let error { throw .writeFailed(path, offset: offset, Errno(rawValue: error)) }
+  }
 }
 
 /// Bytes that follow each other in the file, written in large pieces.
-private struct OutputStream {
+private struct PieceStream {
   private static let pieceSize = 256 << 10
 
   private var start: UInt64
@@ -352,13 +449,19 @@ private struct OutputStream {
 
   init(at offset: UInt64) {
     start = offset
+    held.reserveCapacity(Self.pieceSize + KdumpLayout.blockSize)
   }
 
   /// Where the next byte goes.
   var position: UInt64 { start + UInt64(held.count) }
 
-  mutating func append(_ bytes: [UInt8], _ output: PositionedOutput) throws(KdumpWriterError) {
-    held += bytes
+  mutating func append(_ bytes: UnsafeRawBufferPointer) {
+    unsafe held.append(contentsOf: bytes)
+  }
+
+  mutating func append(_ descriptor: PageDescriptor) { descriptor.append(to: &held) }
+
+  mutating func flushIfLarge(_ output: PositionedOutput) throws(KdumpWriterError) {
     if held.count >= Self.pieceSize { try flush(output) }
   }
 
@@ -369,7 +472,7 @@ private struct OutputStream {
   }
 }
 
-/// A bitmap that is set in ascending order; stretches of clear bits become holes in the file.
+/// A bitmap that is set in ascending order; in a file, stretches of clear bits become holes.
 private struct BitmapStream {
   private static let pieceSize = 64 << 10
   private static let bitsPerPiece = UInt64(pieceSize) * 8
@@ -388,7 +491,7 @@ private struct BitmapStream {
     var bit = range.lowerBound
     while bit < range.upperBound {
       if bit / Self.bitsPerPiece != index {
-        try flush(output)
+        try moveOn(to: bit / Self.bitsPerPiece * UInt64(Self.pieceSize), output)
         index = bit / Self.bitsPerPiece
       }
       let inPiece = Int(bit % Self.bitsPerPiece)
@@ -402,46 +505,19 @@ private struct BitmapStream {
     }
   }
 
-  /// Writes the bits of the current piece, up to the last that is set.
-  mutating func flush(_ output: PositionedOutput) throws(KdumpWriterError) {
-    guard let last = bits.lastIndex(where: { $0 != 0 }) else { return }
-    try output.write(Array(bits[...last]), at: start + index * UInt64(Self.pieceSize))
-    for byte in 0...last { bits[byte] = 0 }
-  }
-}
-
-/// zlib at its fastest level, as makedumpfile uses it.
-@safe private final class Deflater {
-  private let stream = UnsafeMutablePointer<z_stream>.allocate(capacity: 1)
-  private var room = [UInt8](repeating: 0, count: KdumpLayout.blockSize - 1)
-
-  init?() {
-    unsafe stream.initialize(to: z_stream())
-    guard unsafe shim_deflateInit(stream, Z_BEST_SPEED) == Z_OK else {
-      // A failed initialiser runs deinit all the same; deflateEnd then only says so.
-      return nil
-    }
+  /// - Parameter size: of the bitmap in bytes.
+  mutating func finish(size: UInt64, _ output: PositionedOutput) throws(KdumpWriterError) {
+    try moveOn(to: size, output)
   }
 
-  deinit {
-    unsafe deflateEnd(stream)
-    unsafe stream.deallocate()
-  }
-
-  /// The page's compressed form, or nil where it would not be smaller.
-  func compress(_ page: [UInt8]) -> [UInt8]? {
-    let size: Int? = unsafe page.withUnsafeBytes { input in
-      unsafe room.withUnsafeMutableBytes { output in
-        guard unsafe deflateReset(stream) == Z_OK else { return nil }
-        unsafe stream.pointee.next_in = UnsafeMutablePointer(
-          mutating: input.baseAddress?.assumingMemoryBound(to: UInt8.self))
-        unsafe stream.pointee.avail_in = UInt32(input.count)
-        unsafe stream.pointee.next_out = output.baseAddress?.assumingMemoryBound(to: UInt8.self)
-        unsafe stream.pointee.avail_out = UInt32(output.count)
-        guard unsafe deflate(stream, Z_FINISH) == Z_STREAM_END else { return nil }
-        return unsafe output.count - Int(stream.pointee.avail_out)
-      }
-    }
-    return size.map { Array(room[..<$0]) }
+  /// Writes the current piece, and that the bits from there up to byte `end` are clear.
+  private mutating func moveOn(
+    to end: UInt64, _ output: PositionedOutput
+  ) throws(KdumpWriterError) {
+    let piece = start + index * UInt64(Self.pieceSize)
+    let count = (bits.lastIndex { $0 != 0 } ?? -1) + 1
+    try output.write(Array(bits[..<count]), at: piece)
+    try output.writeZeros(piece + UInt64(count)..<start + end)
+    for byte in 0..<count { bits[byte] = 0 }
   }
 }

@@ -118,12 +118,15 @@ public let maximumPiecePages = 256
 
 extension PageRun {
   /// The run cut into pieces; none if it is not in the source.
-  public var pieces: [FramePiece<Location>] {
+  public var pieces: [FramePiece<Location>] { pieces(of: maximumPiecePages) }
+
+  /// The run cut into pieces of at most `limit` pages; none if it is not in the source.
+  public func pieces(of limit: Int) -> [FramePiece<Location>] {
     guard case .frames(let first) = content else { return [] }
-    return stride(from: 0, to: pages, by: maximumPiecePages).map { offset in
+    return stride(from: 0, to: pages, by: limit).map { offset in
       FramePiece(
         start: start + offset << pageShift, frame: first + offset,
-        pages: Int(min(UInt64(maximumPiecePages), pages - offset)))
+        pages: Int(min(UInt64(limit), pages - offset)))
     }
   }
 }

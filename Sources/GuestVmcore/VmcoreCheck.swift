@@ -25,8 +25,18 @@ public struct VmcoreCheck: Encodable, Sendable {
   public init(_ path: FilePath) throws(VmcoreCheckError) {
     let file = try CheckedFile(path)
     let header = try file.read(at: 0, count: 64)
-    guard header.starts(with: [0x7f, 0x45, 0x4c, 0x46]) else { throw .notELF(path) }
-    let elf = ELFHeader(header)
+    if header.starts(with: [0x7f, 0x45, 0x4c, 0x46]) {
+      try checkELF(file, ELFHeader(header))
+    } else if KdumpStructure.begins(header) {
+      try checkKdump(path)
+    } else {
+      throw .unknownFormat(path)
+    }
+  }
+
+  private mutating func checkELF(
+    _ file: borrowing CheckedFile, _ elf: ELFHeader
+  ) throws(VmcoreCheckError) {
     rule(
       "64-bit little-endian ELF core of x86-64 (all readers)",
       elf.identity == [2, 1, 1] && elf.type == 4 && elf.machine == 62 && elf.version == 1)
@@ -44,6 +54,41 @@ public struct VmcoreCheck: Encodable, Sendable {
     rule("all program headers are in the file", headers.count == count)
     checkLoads(headers, fileSize: file.size)
     try checkNotes(headers, file)
+  }
+
+  private mutating func checkKdump(_ path: FilePath) throws(VmcoreCheckError) {
+    let file: KdumpStructure
+    do throws(DumpFileError) {
+      file = try KdumpStructure(path)
+    } catch {
+      throw .dump(error)
+    }
+    rule(
+      "kdump-compressed, header version 6, of x86_64 (all readers)",
+      file.version == 6 && file.machine == "x86_64", "version \(file.version)")
+    rule(
+      "one file, in order and whole (makedumpfile)", !file.isFlattened && !file.isPart,
+      file.isFlattened ? "flattened: makedumpfile -R puts it in order" : "")
+    rule("stored pages are of RAM (crash)", file.pagesBeyondRAM == 0)
+    rule(
+      "page descriptors lead to data in the file, of the compression that the header tells"
+        + " (all readers)", file.badDescriptors == 0,
+      "\(file.storedPages) pages, \(file.badDescriptors) badly described")
+    checkNotes(file.noteArea)
+    let (notes, _) = Note.all(in: file.noteArea)
+    let statuses = notes.count { $0.isProcessStatus }
+    rule(
+      "the header counts the vCPUs (crash)", file.cpuCount == max(1, statuses),
+      "\(file.cpuCount)")
+    guard let text = notes.first(where: { $0.name == "VMCOREINFO" })?.description else { return }
+    let info = Vmcoreinfo(text: text)
+    rule(
+      "the sub-header leads to VMCOREINFO (makedumpfile, drgn)",
+      !file.vmcoreinfo.isEmpty && text.starts(with: file.vmcoreinfo))
+    rule(
+      "the headers have VMCOREINFO's release and phys_base (crash)",
+      file.release == info?.release && file.physicalBase == info?.number("phys_base") ?? 0,
+      "\(file.release), \(file.physicalBase)")
   }
 
   private mutating func rule(_ name: String, _ isKept: Bool, _ detail: String = "") {
@@ -88,12 +133,13 @@ public struct VmcoreCheck: Encodable, Sendable {
       "notes lie before the first load, within 64 MiB (crash)",
       !end.overflow && end.partialValue <= firstLoad && segment.fileSize <= 64 << 20)
     guard segment.fileSize <= 64 << 20 else { return }
-    let area = try file.read(at: segment.offset, count: Int(segment.fileSize))
+    checkNotes(try file.read(at: segment.offset, count: Int(segment.fileSize)))
+  }
+
+  private mutating func checkNotes(_ area: [UInt8]) {
     let (notes, isWhole) = Note.all(in: area)
     rule("notes follow each other without rest (crash, drgn)", isWhole)
-    let statuses = notes.filter {
-      $0.name == ProcessorNotes.ProcessStatus.name && $0.type == ProcessorNotes.ProcessStatus.type
-    }
+    let statuses = notes.filter(\.isProcessStatus)
     rule(
       "an NT_PRSTATUS of \(ProcessorNotes.ProcessStatus.size) bytes for each vCPU, pr_pid counting"
         + " from 1 (crash, drgn)",
@@ -133,7 +179,10 @@ public enum VmcoreCheckError: Error, Sendable {
   case cannotRead(FilePath, errno: Int32)
   /// The file ends before something that its headers place at `offset`.
   case truncated(FilePath, offset: UInt64)
-  case notELF(FilePath)
+  /// Neither ELF nor kdump-compressed.
+  case unknownFormat(FilePath)
+  /// The headers of a kdump-compressed file are not sound.
+  case dump(DumpFileError)
 }
 
 extension VmcoreCheckError: Diagnosis {
@@ -141,7 +190,8 @@ extension VmcoreCheckError: Diagnosis {
     switch self {
     case .cannotRead: "check.cannot-read"
     case .truncated: "check.truncated"
-    case .notELF: "check.not-elf"
+    case .unknownFormat: "check.unknown-format"
+    case .dump(let error): error.name
     }
   }
 
@@ -151,7 +201,8 @@ extension VmcoreCheckError: Diagnosis {
       "\(path) cannot be read: \(Errno(rawValue: errno))"
     case .truncated(let path, let offset):
       "\(path) ends before offset \(offset), where its headers say there is more"
-    case .notELF(let path): "\(path) is not an ELF file"
+    case .unknownFormat(let path): "\(path) is neither an ELF nor a kdump-compressed file"
+    case .dump(let error): error.problem
     }
   }
 
@@ -159,7 +210,8 @@ extension VmcoreCheckError: Diagnosis {
     switch self {
     case .cannotRead: nil
     case .truncated: "the file was cut short: copy it again, or extract the guest again"
-    case .notELF: "this command checks the vmcores of guests that vmcore-split writes"
+    case .dump(let error): error.advice
+    case .unknownFormat: "this command checks the vmcores of guests that vmcore-split writes"
     }
   }
 }
@@ -265,6 +317,10 @@ private struct ProgramHeader {
 }
 
 extension Note {
+  fileprivate var isProcessStatus: Bool {
+    name == ProcessorNotes.ProcessStatus.name && type == ProcessorNotes.ProcessStatus.type
+  }
+
   /// The notes in an area, and whether they fill it.
   fileprivate static func all(in area: [UInt8]) -> (notes: [Note], isWhole: Bool) {
     var notes: [Note] = []

@@ -44,16 +44,23 @@ struct VmcoreHeader {
 
   /// Bytes that the notes take with a provenance note of `provenanceSize` bytes.
   func noteSize(provenanceSize: Int) -> UInt64 {
-    UInt64(encodedNotes(provenance: [UInt8](repeating: 0, count: provenanceSize)).count)
+    UInt64(encodedNotes(provenance: [], room: provenanceSize).count)
   }
 
-  /// The file's first `layout.headerSize` bytes. The provenance, a JSON text, is padded with
-  /// spaces to fill the room that the layout has for it.
+  /// All notes. The provenance, a JSON text, is padded with spaces to fill `room` bytes.
+  func notes(provenance: [UInt8], room: Int) -> [Note] {
+    let padding = max(0, room - provenance.count)
+    let ours = Note(
+      name: ProvenanceNote.name, type: ProvenanceNote.type,
+      description: provenance + [UInt8](repeating: UInt8(ascii: " "), count: padding))
+    return notes + [ours]
+  }
+
+  /// The file's first `layout.headerSize` bytes. The provenance fills the room that the layout has
+  /// for it.
   func encoded(for layout: VmcoreLayout, provenance: [UInt8]) -> [UInt8] {
     let room = Int(layout.headerSize - layout.noteOffset) - Int(noteSize(provenanceSize: 0))
-    let padding = max(0, (room & ~3) - provenance.count)
-    let notes = encodedNotes(
-      provenance: provenance + [UInt8](repeating: UInt8(ascii: " "), count: padding))
+    let notes = encodedNotes(provenance: provenance, room: room & ~3)
     var bytes = ELFCoreHeader.encoded(programHeaders: layout.loads.count + 1)
     ProgramHeader(.note, offset: layout.noteOffset, fileSize: UInt64(notes.count))
       .append(to: &bytes)
@@ -71,9 +78,7 @@ struct VmcoreHeader {
     return bytes
   }
 
-  private func encodedNotes(provenance: [UInt8]) -> [UInt8] {
-    let ours = Note(
-      name: ProvenanceNote.name, type: ProvenanceNote.type, description: provenance)
-    return (notes + [ours]).flatMap(\.encoded)
+  private func encodedNotes(provenance: [UInt8], room: Int) -> [UInt8] {
+    notes(provenance: provenance, room: room).flatMap(\.encoded)
   }
 }

@@ -57,14 +57,7 @@ struct VmcoreLayout: Hashable, Sendable {
   private static func ranges(
     of map: MemoryMap, without missing: [MemoryRun]
   ) -> [(start: GuestPhysicalAddress, size: UInt64)] {
-    var ranges: [(start: GuestPhysicalAddress, size: UInt64)] = []
-    for region in map.regions {
-      if let last = ranges.last, last.start + last.size == region.start {
-        ranges[ranges.count - 1].size += region.size
-      } else {
-        ranges.append((region.start, region.size))
-      }
-    }
+    let ranges = map.ranges
     let gaps = missing.sorted { $0.pages > $1.pages }
       .prefix(max(0, maximumLoads - ranges.count))
       .sorted { $0.start < $1.start }
@@ -91,5 +84,28 @@ struct VmcoreLayout: Hashable, Sendable {
         MemoryRun(start: $0, pages: 1, content: .missing(page.reason))
       }
     }.sorted { $0.start < $1.start }
+  }
+}
+
+extension MemoryMap {
+  /// Where there is memory, neighbouring regions as one.
+  fileprivate var ranges: [(start: GuestPhysicalAddress, size: UInt64)] {
+    var ranges: [(start: GuestPhysicalAddress, size: UInt64)] = []
+    for region in regions {
+      if let last = ranges.last, last.start + last.size == region.start {
+        ranges[ranges.count - 1].size += region.size
+      } else {
+        ranges.append((region.start, region.size))
+      }
+    }
+    return ranges
+  }
+
+  /// The frames that have memory.
+  var frameRanges: [Range<PageFrameNumber>] {
+    ranges.filter { $0.size >= pageSize }.map { start, size in
+      let first = PageFrameNumber(start.rawValue >> pageShift)
+      return first..<(first + size >> pageShift)
+    }
   }
 }

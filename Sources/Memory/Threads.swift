@@ -5,12 +5,20 @@ import Glibc
 /// Plain threads: the work blocks in reads and writes, which would starve the cooperative pool.
 /// Where fewer can be started, fewer run: the work must be handed out piece by piece.
 public func onThreads(_ count: Int, _ body: @escaping @Sendable (Int) -> Void) {
+  alongside(threads: count - 1, { body($0 + 1) }) { body(0) }
+}
+
+/// Runs `body` on `count` threads and, on the caller's, `foreground`; returns when all have ended.
+public func alongside<Result, Failure: Error>(
+  threads count: Int, _ body: @escaping @Sendable (Int) -> Void,
+  _ foreground: () throws(Failure) -> Result
+) throws(Failure) -> Result {
   var threads: [pthread_t] = []
-  for index in 1..<max(1, count) {
+  for index in 0..<max(0, count) {
     if let thread = startThread({ body(index) }) { threads.append(thread) }
   }
-  body(0)
-  for thread in threads { pthread_join(thread, nil) }
+  defer { for thread in threads { pthread_join(thread, nil) } }
+  return try foreground()
 }
 
 /// Starts a thread that nobody waits for.

@@ -44,19 +44,8 @@ public final class OutputFile {
   }
 
   public func write(_ bytes: [UInt8], at offset: UInt64) throws(OutputError) {
-    var done = 0
-    while done < bytes.count {
-      let result = unsafe bytes.withUnsafeBytes { bytes in
-        unsafe pwrite(
-          descriptor, bytes.baseAddress.map { unsafe $0 + done }, bytes.count - done,
-          off_t(clamping: offset) + off_t(done))
-      }
-      if result > 0 {
-        done += result
-      } else if result < 0, errno != EINTR {
-        throw .cannotWrite(path, errno: errno)
-      }
-    }
+    let error = unsafe bytes.withUnsafeBytes { unsafe writeAll($0, to: descriptor, at: offset) }
+    if let error { throw .cannotWrite(path, errno: error) }
   }
 
   /// Syncs the file and gives it its name.
@@ -89,6 +78,8 @@ public enum OutputError: Error, Sendable {
   case exists(FilePath)
   case cannotCreate(FilePath, errno: Int32)
   case cannotWrite(FilePath, errno: Int32)
+  /// Standard output takes no more; what it took is not whole.
+  case cannotStream(errno: Int32)
   /// Nothing of the guest's memory is in the dump.
   case nothingToExtract(guest: String, why: String, advice: String?)
 }
@@ -99,6 +90,7 @@ extension OutputError: Diagnosis {
     case .exists: "output.exists"
     case .cannotCreate: "output.cannot-create"
     case .cannotWrite: "output.cannot-write"
+    case .cannotStream: "output.cannot-stream"
     case .nothingToExtract: "output.nothing-to-extract"
     }
   }
@@ -110,6 +102,8 @@ extension OutputError: Diagnosis {
       "\(path) cannot be created: \(Errno(rawValue: errno))"
     case .cannotWrite(let path, let errno):
       "\(path) cannot be written: \(Errno(rawValue: errno)); nothing was left behind"
+    case .cannotStream(let errno):
+      "standard output cannot be written: \(Errno(rawValue: errno)); what went there is not whole"
     case .nothingToExtract(let guest, let why, _):
       "guest \(guest): none of its memory can be extracted: \(why)"
     }
@@ -121,6 +115,8 @@ extension OutputError: Diagnosis {
     case .cannotCreate: "write elsewhere with -o"
     case .cannotWrite(_, let errno):
       errno == ENOSPC || errno == EDQUOT ? "make room, or write to another disk with -o" : nil
+    case .cannotStream(EPIPE): "the program that reads it ended first: see what it says"
+    case .cannotStream: nil
     case .nothingToExtract(_, _, let advice): advice
     }
   }

@@ -1,4 +1,3 @@
-import Glibc
 import Guest
 import Memory
 import Synchronization
@@ -36,7 +35,7 @@ public struct PageMover {
   /// Moves the pages of one window.
   public mutating func move(_ pieces: [PlacedPiece]) throws(OutputError) {
     let pieces = pieces.sorted { $0.frame < $1.frame }
-    let batches = Batch.batches(of: pieces)
+    let batches = SourceBatch.batches(of: pieces, maximumPages: maximumPiecePages)
     let next = Atomic<Int>(0)
     let results = Mutex<[WorkerResult]>([])
     let work = Work(source: source, descriptor: file.descriptor)
@@ -73,41 +72,17 @@ private struct WorkerResult: Sendable {
   var writeError: Int32?
 }
 
-/// Pieces that lie behind each other in the source, read at once.
-private struct Batch: Sendable {
-  let pieces: Range<Int>
-  let pages: Int
-
-  static func batches(of pieces: [PlacedPiece]) -> [Batch] {
-    var batches: [Batch] = []
-    var first = 0
-    var pages = 0
-    for (index, piece) in pieces.enumerated() {
-      let follows =
-        index > first && pieces[index - 1].frame + UInt64(pieces[index - 1].pages) == piece.frame
-      if index > first, !follows || pages + piece.pages > maximumPiecePages {
-        batches.append(Batch(pieces: first..<index, pages: pages))
-        first = index
-        pages = 0
-      }
-      pages += piece.pages
-    }
-    if first < pieces.count { batches.append(Batch(pieces: first..<pieces.count, pages: pages)) }
-    return batches
-  }
-}
-
 /// One thread's part of the work.
 private struct Worker {
   private let descriptor: Int32
   private let reader: any FrameReader
-  private let buffer: Buffer
+  private let buffer: PageBuffer
   private(set) var result = WorkerResult()
 
   init(_ work: Work) {
     descriptor = work.descriptor
     reader = work.source.makeReader()
-    buffer = Buffer(pages: maximumPiecePages)
+    buffer = PageBuffer(pages: maximumPiecePages)
   }
 
   mutating func move(_ pieces: ArraySlice<PlacedPiece>) {
@@ -156,29 +131,10 @@ private struct Worker {
   }
 
   private mutating func put(_ bytes: UnsafeRawBufferPointer, at start: UInt64) {
-    var done = 0
-    while done < bytes.count {
-      let count = unsafe pwrite(
-        descriptor, bytes.baseAddress.map { unsafe $0 + done }, bytes.count - done,
-        off_t(clamping: start + UInt64(done)))
-      if count > 0 {
-        done += count
-        result.written += UInt64(count)
-      } else if count < 0, errno != EINTR {
-        result.writeError = errno
-        return
-      }
+    if let error = unsafe writeAll(bytes, to: descriptor, at: start) {
+      result.writeError = error
+    } else {
+      result.written += UInt64(bytes.count)
     }
   }
-}
-
-/// Memory that lives as long as its owner.
-@safe private final class Buffer {
-  let bytes: UnsafeMutableRawBufferPointer
-
-  init(pages: Int) {
-    unsafe bytes = .allocate(byteCount: pages * Int(pageSize), alignment: Int(pageSize))
-  }
-
-  deinit { unsafe bytes.deallocate() }
 }

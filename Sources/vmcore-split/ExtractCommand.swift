@@ -19,17 +19,27 @@ struct Extract: ParsableCommand {
   @Option(
     name: .shortAndLong,
     help: ArgumentHelp(
-      "File for one guest, or directory (default: here, as <guest>.vmcore).",
+      "File for one guest, or directory (default: here, as <guest>.vmcore), or - for a pipe.",
       valueName: "path"),
     completion: .file())
   var output: String?
 
+  @Option(
+    name: .long,
+    help: ArgumentHelp(
+      "What to write: elf, or makedumpfile's compressed format as kdump-zlib, kdump-lzo, "
+        + "kdump-snappy, kdump-zstd.",
+      valueName: "format"))
+  var format = VmcoreForm.elf
+
   @Flag(name: .long, help: "Replace files that exist.")
   var force = false
 
+  private var goesToStream: Bool { output == "-" }
+
   func validate() throws {
-    if output == "-" {
-      throw ValidationError("-o takes a file or a directory: a pipe cannot be written yet")
+    if goesToStream, isatty(STDOUT_FILENO) == 1 {
+      throw ValidationError("-o - writes a vmcore to standard output, which is a terminal")
     }
   }
 
@@ -39,12 +49,18 @@ struct Extract: ParsableCommand {
 
   private func run(on source: SourceAnalysis) throws {
     for failure in source.failures { Console.error(failure) }
+    if goesToStream {
+      let isWhole = try extract(
+        onlyGuest(of: source.guests, in: source.dump), to: .stream, from: source)
+      if !isWhole || !source.failures.isEmpty { throw ExitStatus.findings }
+      return
+    }
     let targets = try OutputNames(for: source.guests, output: output)
     var isComplete = source.failures.isEmpty
     var written = 0
     for (guest, target) in zip(source.guests, targets.paths) {
       do {
-        let isWhole = try extract(guest, to: target, in: targets, from: source)
+        let isWhole = try extract(guest, to: .file(target, in: targets), from: source)
         isComplete = isComplete && isWhole
         written += 1
       } catch let error as Failure {
@@ -57,38 +73,61 @@ struct Extract: ParsableCommand {
     if !isComplete { throw ExitStatus.findings }
   }
 
+  /// Where a vmcore goes.
+  private enum Target {
+    case file(FilePath, in: OutputNames)
+    case stream
+  }
+
   /// Returns true if everything was there.
   private func extract(
-    _ found: Guest, to path: FilePath, in targets: OutputNames, from source: SourceAnalysis
+    _ found: Guest, to target: Target, from source: SourceAnalysis
   ) throws -> Bool {
     let guest = GuestAnalysis(found, in: source.dump, threads: common.threadCount)
-    let name = guest.guest.identity.displayName
     guard guest.survey.present > 0 else { throw Failure(guest.nothingToExtract) }
-    try targets.makeDirectory()
+    if case .file(_, let targets) = target { try targets.makeDirectory() }
     let progress = MoveProgress()
     let display = ProgressDisplay(
-      title: printable(name), pages: guest.survey.pages, progress: progress,
-      isShown: !common.quiet && !common.noProgress)
+      title: printable(guest.guest.identity.displayName), pages: guest.survey.pages,
+      progress: progress, isShown: !common.quiet && !common.noProgress)
     defer { display.end() }
     let summary: Extraction.Summary
-    do throws(OutputError) {
-      let file = try OutputFile(path, force: force)
-      summary = try Extraction(
-        guest.guest, kernels: guest.kernels, survey: guest.survey, source: source.dump,
-        provenance: Provenance(
-          tool: "vmcore-split", version: toolVersion,
-          source: .init(path: source.dump.path.string, format: source.dump.formatDescription),
-          guest: guest.report)
-      ).write(to: file, threads: common.threadCount, progress: progress)
+    do throws(ExtractionError) {
+      summary = try write(
+        Extraction(
+          guest.guest, kernels: guest.kernels, survey: guest.survey, source: source.dump,
+          provenance: Provenance(
+            tool: "vmcore-split", version: toolVersion,
+            source: .init(
+              path: source.dump.path.string, format: source.dump.formatDescription),
+            guest: guest.report),
+          threads: common.threadCount, progress: progress),
+        to: target)
     } catch {
       throw Failure(error)
     }
     display.end()
-    tell(guest, summary, path)
+    tell(guest, summary, target)
     return !guest.hasWarnings && summary.lost.isEmpty
   }
 
-  private func tell(_ guest: GuestAnalysis, _ summary: Extraction.Summary, _ path: FilePath) {
+  private func write(
+    _ extraction: Extraction, to target: Target
+  ) throws(ExtractionError) -> Extraction.Summary {
+    switch target {
+    case .stream: return try extraction.write(to: OutputStream(), as: format)
+    case .file(let path, _):
+      let file: OutputFile
+      do throws(OutputError) {
+        file = try OutputFile(path, force: force)
+      } catch {
+        throw .output(error)
+      }
+      return try extraction.write(to: file, as: format)
+    }
+  }
+
+  private func tell(_ guest: GuestAnalysis, _ summary: Extraction.Summary, _ target: Target) {
     let name = guest.guest.identity.displayName
     for finding in guest.guest.findings
     where finding.severity == .warning || !(common.quiet || finding.isRoutine) {
@@ -102,10 +141,33 @@ struct Extract: ParsableCommand {
     }
     guard !common.quiet else { return }
     let kernel = guest.kernels.kernels.first.map { ", Linux \($0.vmcoreinfo.release)" } ?? ""
-    print(
-      printable(
-        "\(path): \(Self.count(guest.guest.processors.count, "vCPU")), \(size(guest.guest.memory.size))"
-          + "\(kernel), \(guest.survey.missingPages) pages missing"))
+    let line =
+      "\(Self.count(guest.guest.processors.count, "vCPU")), \(size(guest.guest.memory.size))"
+      + "\(kernel), \(guest.survey.missingPages) pages missing"
+    switch target {
+    case .file(let path, _): print(printable("\(path): \(line)"))
+    case .stream: Console.warning("\(name): \(line)")
+    }
+  }
+}
+
+extension VmcoreForm: ExpressibleByArgument {
+  public init?(argument: String) {
+    guard let form = Self.allCases.first(where: { $0.defaultValueDescription == argument }) else {
+      return nil
+    }
+    self = form
+  }
+
+  public static var allCases: [VmcoreForm] { [.elf] + KdumpCompression.allCases.map(Self.kdump) }
+
+  public static var allValueStrings: [String] { allCases.map(\.defaultValueDescription) }
+
+  public var defaultValueDescription: String {
+    switch self {
+    case .elf: "elf"
+    case .kdump(let compression): "kdump-\(compression.rawValue)"
+    }
   }
 }
 

@@ -35,7 +35,7 @@ struct QEMUCore: ParsableCommand {
   private func run(on dump: DumpFile) throws {
     let host = try HostAnalysis(of: dump, common)
     for failure in host.failures { Console.error(failure) }
-    let guest = try onlyGuest(of: host)
+    let guest = try onlyGuest(of: host.guests, in: host.dump)
     let process = try process(of: guest, on: host)
     let writer = ProcessCoreWriter(
       process.process, memory: process.memory, in: host.dump, adding: try notes(of: guest, host))
@@ -50,15 +50,6 @@ struct QEMUCore: ParsableCommand {
     }
     if !common.quiet { tell(process.process, survey, summary) }
     if findings.contains(where: { $0.severity == .warning }) { throw ExitStatus.findings }
-  }
-
-  private func onlyGuest(of host: HostAnalysis) throws -> Guest {
-    guard let guest = host.guests.first, host.guests.count == 1 else {
-      throw Failure(
-        SeveralGuestsError(
-          path: host.dump.path, names: host.guests.map(\.identity.displayName)))
-    }
-    return guest
   }
 
   private func process(of guest: Guest, on host: HostAnalysis) throws -> VMMProcess {
@@ -134,14 +125,4 @@ struct QEMUCore: ParsableCommand {
           + " \(process.mappings.count) mappings, \(size(survey.present << pageShift)) of memory"
           + " (\(size(summary.written)) not zero), \(survey.missingPages) pages missing"))
   }
-}
-
-/// A core has one process, and more than one guest was meant.
-struct SeveralGuestsError: Diagnosis {
-  let path: FilePath
-  let names: [String]
-
-  var name: String { "guest.several" }
-  var problem: String { "\(path): \(names.count) guests are meant, and a core has one" }
-  var advice: String? { "choose one with --guest: \(names.joined(separator: ", "))" }
 }

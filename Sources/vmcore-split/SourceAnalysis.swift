@@ -106,6 +106,25 @@ func selectGuests(_ selection: [String], from guests: [Guest]) throws -> [Guest]
   return selected
 }
 
+/// The guest of an output that has room for one.
+func onlyGuest(of guests: [Guest], in dump: DumpFile) throws -> Guest {
+  guard let guest = guests.first, guests.count == 1 else {
+    throw Failure(
+      SeveralGuestsError(path: dump.path, names: guests.map(\.identity.displayName)))
+  }
+  return guest
+}
+
+/// An output has room for one guest, and more than one was meant.
+struct SeveralGuestsError: Diagnosis {
+  let path: FilePath
+  let names: [String]
+
+  var name: String { "guest.several" }
+  var problem: String { "\(path): \(names.count) guests are meant, and the output is for one" }
+  var advice: String? { "choose one with --guest: \(names.joined(separator: ", "))" }
+}
+
 /// No guest is called that.
 struct SelectionError: Diagnosis {
   let wanted: String

@@ -215,9 +215,36 @@ struct CheckTests {
     #expect(report.provenance?.guest.name == "web1")
   }
 
-  @Test func whatIsNoELFFileIsNotChecked() throws {
+  @Test func whatIsNeitherELFNorKdumpIsNotChecked() throws {
     let file = try SyntheticFile([UInt8](repeating: 0x20, count: 4096)).save()
-    try expectError("check.not-elf", ["check", file.path], in: Folder())
+    try expectError("check.unknown-format", ["check", file.path], in: Folder())
+  }
+
+  /// A kdump-compressed guest with a field of its headers changed, and the one rule that breaks.
+  @Test(arguments: [
+    ("kdump-compressed, header version 6", 8, 5),
+    ("the header counts the vCPUs", 460, 7),
+    ("the headers have VMCOREINFO's release", 12 + 2 * 65, 0x39),
+    ("the headers have VMCOREINFO's release", 4096 + 3, 1),
+    ("page descriptors lead to data", 424, 2),
+    ("the sub-header leads to VMCOREINFO", 4096 + 32, 4),
+  ])
+  func brokenRuleOfKdumpIsNamedAndNoOther(_ rule: String, _ offset: Int, _ value: UInt8) throws {
+    let folder = Folder()
+    #expect(
+      try Program.run([Sample.dump, "--format", "kdump-zlib", "-o", "k"], in: folder).status == 0)
+    let sound = try Program.run(["check", "k"], in: folder)
+    #expect(sound.status == 0)
+    #expect(sound.output.split(separator: "\n").count >= 13)
+    let file = try FileHandle(forWritingTo: URL(filePath: folder.file("k")))
+    try file.seek(toOffset: UInt64(offset))
+    try file.write(contentsOf: Data([value]))
+    try file.close()
+    let result = try Program.run(["check", "k"], in: folder)
+    #expect(result.status == 1)
+    let failed = result.output.split(separator: "\n").filter { $0.hasPrefix("FAIL ") }
+    #expect(failed.count == 1, "\(failed)")
+    #expect(failed.first?.hasPrefix("FAIL \(rule)") == true, "\(failed)")
   }
 
   @Test(arguments: [0, 63, 64 + 56, 400] as [UInt64])

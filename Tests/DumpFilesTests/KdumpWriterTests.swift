@@ -18,26 +18,30 @@ import Testing
 
   /// Writes `frames` of the memory and opens the result.
   static func write(
-    _ frames: [PageFrameNumber], to file: TemporaryFile,
+    _ frames: [PageFrameNumber], to file: TemporaryFile, isFlattened: Bool = false,
+    compression: KdumpCompression = .zlib,
     vmcoreinfo: String? = "NUMBER(phys_base)=-654311424\n", notes: [Note] = notes
   ) throws {
     let descriptor = try FileDescriptor.open(FilePath(file.path), .readWrite)
     defer { try? descriptor.close() }
     var writer = try KdumpWriter(
-      descriptor, path: FilePath(file.path), system: SystemName(release: "6.1.0"),
-      vmcoreinfo: vmcoreinfo.map { Array($0.utf8) }, notes: notes,
+      descriptor, path: FilePath(file.path), isFlattened: isFlattened, compression: compression,
+      system: SystemName(release: "6.1.0"), vmcoreinfo: vmcoreinfo.map { Array($0.utf8) },
+      notes: notes,
       dumpLevel: [.zeroPages, .freePages], ram: memory.frameRanges,
       capacity: UInt64(frames.count) + 10)
     for frame in frames { try writer.append(frame, memory[frame] ?? []) }
     try writer.finish()
   }
 
-  @Test func writesWhatTheReaderReads() throws {
+  @Test(arguments: KdumpCompression.allCases, [false, true])
+  func writesWhatTheReaderReads(_ compression: KdumpCompression, _ isFlattened: Bool) throws {
     let file = try TemporaryFile()
     let stored = Self.memory.frames.filter { $0.rawValue % 3 != 0 }
-    try Self.write(stored, to: file)
+    try Self.write(stored, to: file, isFlattened: isFlattened, compression: compression)
     let dump = try DumpFile.open(FilePath(file.path))
     #expect(dump.format == .kdump(version: 6))
+    #expect(dump.isFlattened == isFlattened)
     #expect(dump.dumpLevel == [.zeroPages, .freePages])
     #expect(!dump.isIncomplete)
     #expect(dump.notes.map(\.name) == ["CORE", "QEMU", "VMCOREINFO"])
@@ -51,6 +55,53 @@ import Testing
     expectReads(dump, in: 0..<300, truth)
     expectReads(dump, in: 599_990..<600_110, truth)
     expectReads(dump, in: 0x00ff_fff0..<0x100_0010, truth)
+  }
+
+  // A reader of a flattened file takes where nothing was written for its end.
+  @Test func flattenedFileHasAllBytesAndEachOnce() throws {
+    let plain = try TemporaryFile()
+    let flattened = try TemporaryFile()
+    let stored = Self.memory.frames.filter { $0.rawValue % 5 == 0 }
+    try Self.write(stored, to: plain)
+    try Self.write(stored, to: flattened, isFlattened: true)
+    let truth = try plain.bytes
+    let bytes = try flattened.bytes
+    var content = [UInt8](repeating: 0, count: truth.count)
+    var timesWritten = [UInt8](repeating: 0, count: truth.count)
+    var position = 4096
+    while let offset: UInt64 = bytes.load(at: position),
+      let size: UInt64 = bytes.load(at: position + 8), offset != .max
+    {
+      let start = Int(offset.byteSwapped)
+      let count = Int(size.byteSwapped)
+      try #require(start + count <= truth.count)
+      content.replaceSubrange(start..<start + count, with: bytes[(position + 16)...].prefix(count))
+      for index in start..<start + count { timesWritten[index] += 1 }
+      position += 16 + count
+    }
+    #expect(position == bytes.count - 16)
+    #expect(content == truth)
+    #expect(timesWritten.allSatisfy { $0 == 1 })
+  }
+
+  /// What became of the pages is told by notes that are written behind them.
+  @Test func notesMayChangeAtTheEndButNotOutgrowTheirRoom() throws {
+    let file = try TemporaryFile()
+    let path = FilePath(file.path)
+    func write(_ last: Note) throws {
+      let descriptor = try FileDescriptor.open(path, .readWrite)
+      defer { try? descriptor.close() }
+      let writer = try KdumpWriter(
+        descriptor, path: path, system: SystemName(release: "6.1.0"), vmcoreinfo: nil,
+        notes: [Note(name: "A", type: 1, description: [1])], dumpLevel: [],
+        ram: [PageFrameNumber(1)..<PageFrameNumber(5)], capacity: 4)
+      try writer.finish(notes: [last])
+    }
+    let other = Note(name: "A", type: 1, description: [2, 3])
+    try write(other)
+    #expect(try DumpFile.open(path).notes == [other])
+    let large = Note(name: "A", type: 1, description: [UInt8](repeating: 0, count: 8192))
+    #expect(throws: KdumpWriterError.notesOutgrew(path)) { try write(large) }
   }
 
   // crash takes phys_base, and libkdumpfile the machine, from the headers.
@@ -161,8 +212,23 @@ import Testing
         ram: [PageFrameNumber(1)..<PageFrameNumber(5)], capacity: 0)
       Issue.record("written")
     } catch {
-      #expect(error == .writeFailed(FilePath(file.path), offset: 0, .badFileDescriptor))
+      #expect(error == .writeFailed(FilePath(file.path), offset: 16384, .invalidArgument))
       #expect(error.name == "output.write-failed")
+    }
+  }
+}
+
+extension TemporaryFile {
+  /// All that is in it.
+  fileprivate var bytes: [UInt8] {
+    get throws {
+      let descriptor = try FileDescriptor.open(FilePath(path), .readOnly)
+      defer { try? descriptor.close() }
+      let size = Int(try descriptor.seek(offset: 0, from: .end))
+      return try unsafe [UInt8](unsafeUninitializedCapacity: size) { buffer, count in
+        count = try unsafe descriptor.read(
+          fromAbsoluteOffset: 0, into: UnsafeMutableRawBufferPointer(buffer))
+      }
     }
   }
 }

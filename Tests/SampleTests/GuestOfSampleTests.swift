@@ -55,8 +55,9 @@ import X86
         guest, kernels: kernels, survey: survey, source: sample.dump,
         provenance: Provenance(
           tool: "test", version: "0", source: .init(path: "sample", format: "kdump"),
-          guest: GuestReport(guest, kernels: kernels, survey: survey))
-      ).write(to: file, threads: threads, progress: MoveProgress())
+          guest: GuestReport(guest, kernels: kernels, survey: survey)),
+        threads: threads, progress: MoveProgress()
+      ).write(to: file, as: .elf)
       #expect(summary.lost.isEmpty)
       let bytes = try contents(of: path)
       #expect(bytes.count == Int(summary.fileSize))

@@ -27,6 +27,16 @@ class Program:
         os.remove(memory)
         return done.returncode, kib, done.stderr
 
+    def pipe(self, dumps, guest, path):
+        """(exit status, messages) of writing a guest to a pipe, which goes into a file"""
+        with open(path, "wb") as file:
+            copy = subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=file)
+            done = subprocess.run([self.path, *dumps, "--guest", guest.pid, "-o", "-", "--no-progress"], stdout=copy.stdin,
+                                  stderr=subprocess.PIPE, text=True, errors="replace")
+            copy.stdin.close()
+            copy.wait()
+        return done.returncode, done.stderr
+
     def report(self, dumps, *options):
         """{pid: the guest} of `vmcore-split registers`"""
         done = self.run("registers", "--json", *dumps, *options)

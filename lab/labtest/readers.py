@@ -32,6 +32,7 @@ def run(command, **options):
 class Readers:
     def __init__(self, tools):
         self.crash_program = f"{tools}/bin/crash"
+        self.makedumpfile = f"{tools}/bin/makedumpfile"
         self.python = f"{tools}/venv/bin/python"
         self.volatility = f"{tools}/venv/bin/vol"
 
@@ -54,6 +55,20 @@ class Readers:
         """{release, tasks} or {error}"""
         status, output, messages = run([self.python, "-c", DRGN_PROGRAM, dump, vmlinux])
         return json.loads(output) if status == 0 else {"error": messages.strip()[-300:]}
+
+    def same_pages(self, vmcore, other):
+        """The counts of same_pages.py, or {error}"""
+        here = os.path.dirname(os.path.abspath(__file__))
+        status, output, messages = run([self.python, "-m", "labtest.same_pages", vmcore, other],
+                                       env=os.environ | {"PYTHONPATH": os.path.dirname(here)})
+        return json.loads(output) if status == 0 else {"error": messages.strip()[-300:]}
+
+    def dmesg(self, dump):
+        """The kernel's messages that makedumpfile finds in a dump, or None"""
+        with tempfile.TemporaryDirectory() as folder:
+            path = os.path.join(folder, "dmesg")
+            status, _, _ = run([self.makedumpfile, "--dump-dmesg", dump, path])
+            return read_text(path) if status == 0 else None
 
     def volatility_banners(self, dump):
         """The kernel banners that Volatility finds in the memory."""
