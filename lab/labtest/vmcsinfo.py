@@ -6,7 +6,7 @@ for a bit that is not stored.
 import os
 import re
 
-FIELDS = os.path.join(os.path.dirname(os.path.abspath(__file__)), "../../Sources/KVMHost/VMX/VMCSFields.tsv")
+FIELDS = os.path.join(os.path.dirname(os.path.abspath(__file__)), "../../Sources/ControlBlocks/VMX/VMCSFields.tsv")
 
 
 class Layout:
