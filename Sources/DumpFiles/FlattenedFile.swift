@@ -156,21 +156,15 @@ struct FlattenedFile: Sendable {
   private func read(
     _ checkpoints: [Checkpoint], at offset: UInt64, into buffer: UnsafeMutableRawBufferPointer
   ) throws(Errno) -> Int {
-    var low = 0
-    var high = checkpoints.count
-    while low < high {
-      let middle = low + (high - low) / 2
-      if checkpoints[middle].start <= offset { low = middle + 1 } else { high = middle }
-    }
-    guard low > 0 else { return 0 }
-    // `low` is the checkpoint to come.
-    var position = checkpoints[low - 1].position
+    var next = checkpoints.partitioningIndex { $0.start > offset }
+    guard next > 0 else { return 0 }
+    var position = checkpoints[next - 1].position
     var done = 0
     while done < buffer.count {
       let wanted = offset + UInt64(done)
-      if low < checkpoints.count, checkpoints[low].start <= wanted {
-        position = checkpoints[low].position
-        low += 1
+      if next < checkpoints.count, checkpoints[next].start <= wanted {
+        position = checkpoints[next].position
+        next += 1
       }
       guard let record = try record(at: position) else { break }
       let data = position + UInt64(Self.recordHeaderSize)
@@ -304,12 +298,6 @@ struct FlattenedFile: Sendable {
 extension [FlattenedFile.Extent] {
   /// The first extent that ends behind `offset`.
   fileprivate func firstIndex(endingBehind offset: UInt64) -> Int {
-    var low = 0
-    var high = count
-    while low < high {
-      let middle = low + (high - low) / 2
-      if self[middle].end <= offset { low = middle + 1 } else { high = middle }
-    }
-    return low
+    partitioningIndex { $0.end > offset }
   }
 }

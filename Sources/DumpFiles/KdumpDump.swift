@@ -168,15 +168,10 @@ struct KdumpDump: Sendable {
   /// answer is another.
   @inline(__always)
   func part(of frame: UInt64) -> (index: Int?, end: UInt64) {
-    var low = 0
-    var high = parts.count
-    while low < high {
-      let middle = low + (high - low) / 2
-      if parts[middle].frames.upperBound <= frame { low = middle + 1 } else { high = middle }
-    }
-    guard low < parts.count else { return (nil, .max) }
-    let frames = parts[low].frames
-    return frames.lowerBound <= frame ? (low, frames.upperBound) : (nil, frames.lowerBound)
+    let index = parts.partitioningIndex { $0.frames.upperBound > frame }
+    guard index < parts.count else { return (nil, .max) }
+    let frames = parts[index].frames
+    return frames.lowerBound <= frame ? (index, frames.upperBound) : (nil, frames.lowerBound)
   }
 
   /// Why the frame's bytes are not stored; nil if they are.

@@ -186,13 +186,8 @@ public struct KdumpWriter: ~Copyable {
   }
 
   private func isRAM(_ frame: PageFrameNumber) -> Bool {
-    var low = 0
-    var high = ram.count
-    while low < high {
-      let middle = low + (high - low) / 2
-      if ram[middle].upperBound <= frame { low = middle + 1 } else { high = middle }
-    }
-    return low < ram.count && ram[low].contains(frame)
+    let index = ram.partitioningIndex { $0.upperBound > frame }
+    return index < ram.count && ram[index].contains(frame)
   }
 }
 

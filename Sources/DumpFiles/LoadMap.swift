@@ -56,13 +56,7 @@ struct LoadMap: Sendable {
 
   /// Index of the first run that ends behind `frame`, which is the one that holds it if any does.
   func index(of frame: UInt64) -> Int {
-    var low = 0
-    var high = runs.count
-    while low < high {
-      let middle = low + (high - low) / 2
-      if runs[middle].end <= frame { low = middle + 1 } else { high = middle }
-    }
-    return low
+    runs.partitioningIndex { $0.end > frame }
   }
 
   /// See ``DumpFile/presence(from:limit:)``.

@@ -82,16 +82,10 @@ public struct ProcessCore: Hashable, Sendable {
 
   /// The segment that holds an address.
   public func segment(at address: VirtualAddress) -> Segment? {
-    var low = 0
-    var high = segments.count
-    while low < high {
-      let middle = (low + high) / 2
-      if segments[middle].start <= address { low = middle + 1 } else { high = middle }
-    }
-    guard low > 0, address.distance(from: segments[low - 1].start) < segments[low - 1].size else {
-      return nil
-    }
-    return segments[low - 1]
+    let next = segments.partitioningIndex { $0.start > address }
+    guard next > 0, address.distance(from: segments[next - 1].start) < segments[next - 1].size
+    else { return nil }
+    return segments[next - 1]
   }
 
   /// The mapping of a file that holds an address.

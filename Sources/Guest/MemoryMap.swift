@@ -32,14 +32,24 @@ public struct PageMap<Location: Address>: Sendable {
 
   /// The region that holds an address.
   public func region(holding address: Location) -> PageRegion<Location>? {
-    var low = 0
-    var high = regions.count
-    while low < high {
-      let middle = (low + high) / 2
-      if regions[middle].start <= address { low = middle + 1 } else { high = middle }
-    }
-    guard low > 0, regions[low - 1].contains(address) else { return nil }
-    return regions[low - 1]
+    let next = regions.partitioningIndex { $0.start > address }
+    guard next > 0, regions[next - 1].contains(address) else { return nil }
+    return regions[next - 1]
+  }
+
+  /// The parts of the memory that lie in `ranges`, which are apart from each other.
+  public func restricted(to ranges: [(start: Location, size: UInt64)]) -> PageMap {
+    PageMap(
+      regions: ranges.flatMap { start, size in
+        regions.compactMap { region in
+          let first = max(start, region.start)
+          let end = min(start.rawValue &+ size, region.start.rawValue &+ region.size)
+          guard first.rawValue < end else { return nil }
+          return PageRegion(
+            start: first, size: end - first.rawValue, isReadOnly: region.isReadOnly,
+            origin: region.origin)
+        }
+      }, backing: backing)
   }
 
   /// All runs of the memory, window by window, in ascending order. `body` is given at most

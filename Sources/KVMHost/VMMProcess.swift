@@ -158,13 +158,8 @@ private struct VMMMemory: MemoryBacking {
   }
 
   private func mapping(holding address: VirtualAddress) -> ProcessMapping? {
-    var low = 0
-    var high = mappings.count
-    while low < high {
-      let middle = (low + high) / 2
-      if mappings[middle].start <= address { low = middle + 1 } else { high = middle }
-    }
-    guard low > 0, address < mappings[low - 1].end else { return nil }
-    return mappings[low - 1]
+    let next = mappings.partitioningIndex { $0.start > address }
+    guard next > 0, address < mappings[next - 1].end else { return nil }
+    return mappings[next - 1]
   }
 }

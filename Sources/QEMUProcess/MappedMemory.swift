@@ -58,14 +58,9 @@ struct MappedMemory: MemoryBacking {
   }
 
   private func mapping(holding address: GuestPhysicalAddress) -> GuestMapping? {
-    var low = 0
-    var high = mappings.count
-    while low < high {
-      let middle = (low + high) / 2
-      if mappings[middle].region.start <= address { low = middle + 1 } else { high = middle }
-    }
-    guard low > 0, mappings[low - 1].region.contains(address) else { return nil }
-    return mappings[low - 1]
+    let next = mappings.partitioningIndex { $0.region.start > address }
+    guard next > 0, mappings[next - 1].region.contains(address) else { return nil }
+    return mappings[next - 1]
   }
 }
 

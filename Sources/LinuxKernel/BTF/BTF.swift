@@ -51,13 +51,8 @@ public final class BTF: Sendable {
   public func structure(named name: String) -> BTFType? {
     let wanted = Array(name.utf8)
     let hash = UInt64(BTFStrings.hash(wanted.prefix(BTFStrings.maximumNameLength)))
-    var low = 0
-    var high = structures.count
-    while low < high {
-      let middle = (low + high) / 2
-      if structures[middle] >> 32 < hash { low = middle + 1 } else { high = middle }
-    }
-    for entry in structures[low...].prefix(while: { $0 >> 32 == hash }) {
+    let first = structures.partitioningIndex { $0 >> 32 >= hash }
+    for entry in structures[first...].prefix(while: { $0 >> 32 == hash }) {
       let id = UInt32(truncatingIfNeeded: entry)
       if strings.equal(wanted, at: nameOffset(of: id)) { return BTFType(self, id) }
     }

@@ -56,12 +56,6 @@ struct SymbolAddresses: Sendable {
 
   /// The first symbol whose address is greater than `address`; `count` if none is.
   func firstAbove(_ address: UInt64) -> Int {
-    var low = 0
-    var high = count
-    while low < high {
-      let middle = (low + high) / 2
-      if self[middle] > address { high = middle } else { low = middle + 1 }
-    }
-    return low
+    (0..<count).partitioningIndex { self[$0] > address }
   }
 }
