@@ -33,20 +33,11 @@ extension VirtualMachine {
     let exited = Set(guest.processors.filter { $0.state == .exited }.map(\.index))
     let blocks = structures.compactMap(\.note) + processors.controlBlocks
     notes += blocks.map { block in
-      (
-        block.kind.rawValue,
-        (exited.contains(block.processor) ? block : block.notCurrent).description
-      )
+      var block = block
+      block.isCurrent = block.isCurrent && exited.contains(block.processor)
+      return (block.kind.rawValue, block.description)
     }
     return notes.map { ($0, ControlBlockNote.type, $1) }
-  }
-}
-
-extension MemorySlot {
-  fileprivate var noted: KVMInfo.Slot {
-    KVMInfo.Slot(
-      id: id, start: start, size: size, userspaceAddress: userspaceAddress,
-      isReadOnly: region.isReadOnly)
   }
 }
 

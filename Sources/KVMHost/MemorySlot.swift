@@ -1,3 +1,4 @@
+import ControlBlocks
 import Guest
 import LinuxKernel
 import Memory
@@ -35,10 +36,11 @@ struct MemorySlot: Hashable, Sendable {
       && !userEnd.overflow && userEnd.partialValue <= 1 << 56
   }
 
-  var region: MemoryRegion {
-    MemoryRegion(
-      start: start, size: size, isReadOnly: flags & Self.readOnlyFlag != 0,
-      origin: "slot \(id) at \(userspaceAddress) of the VMM")
+  /// What notes tell of it.
+  var noted: KVMInfo.Slot {
+    KVMInfo.Slot(
+      id: id, start: start, size: size, userspaceAddress: userspaceAddress,
+      isReadOnly: flags & Self.readOnlyFlag != 0)
   }
 
   /// The slots of address space 0 (1 is system management mode's) that hold memory of the guest:

@@ -1,3 +1,4 @@
+import ControlBlocks
 import Guest
 import LinuxKernel
 import Memory
@@ -26,7 +27,7 @@ struct VirtualMachine: Sendable {
     protection = try Protection(of: object, on: host)
     slots = try MemorySlot.active(of: object)
     memory = MemoryMap(
-      regions: slots.map(\.region),
+      regions: slots.map(\.noted.region),
       backing: KVMMemory(
         slots: slots, tables: try host.kernel.pageTables(of: mm), filter: filter,
         isEncrypted: protection != .none))

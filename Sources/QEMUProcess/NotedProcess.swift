@@ -38,17 +38,11 @@ package struct NotedProcess: Sendable {
   private func processors() -> ([VirtualProcessor], [Finding]) {
     var findings: [Finding] = []
     let processors = info.processors.map { processor in
-      // The registers that the control block in use holds are those of the nested guest, if one ran.
-      let (file, differing) = notes.registers(
-        of: processor, as: processor.nested ?? processor.registers,
-        runningNestedGuest: processor.nested != nil)
+      let (checked, differing) = notes.checked(processor)
       if !differing.isEmpty {
         findings.append(.notesDiffer(processor.index, differing))
       }
-      return VirtualProcessor(
-        index: processor.index, state: processor.state,
-        registers: processor.nested == nil ? file : processor.registers,
-        nested: processor.nested == nil ? nil : file)
+      return checked
     }
     return (processors, findings)
   }

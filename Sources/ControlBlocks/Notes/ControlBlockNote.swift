@@ -15,7 +15,7 @@ package struct ControlBlockNote: Hashable, Sendable {
   /// The vCPU's number.
   package let processor: Int
   /// True if memory held what the processor had when the vCPU left guest mode last.
-  package let isCurrent: Bool
+  package var isCurrent: Bool
   /// True if it is that of a guest which the guest ran.
   package let runsNestedGuest: Bool
   /// Where in the host it was.
@@ -32,13 +32,6 @@ package struct ControlBlockNote: Hashable, Sendable {
     self.runsNestedGuest = runsNestedGuest
     self.address = address
     self.block = block
-  }
-
-  /// The same block of a vCPU that has newer registers.
-  package var notCurrent: ControlBlockNote {
-    ControlBlockNote(
-      kind: kind, processor: processor, isCurrent: false, runsNestedGuest: runsNestedGuest,
-      address: address, block: block)
   }
 
   /// The notes' type: none that gdb, which looks at the type alone, takes for another.

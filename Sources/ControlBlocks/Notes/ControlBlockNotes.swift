@@ -59,14 +59,18 @@ package struct ControlBlockNotes: Sendable {
     }.first
   }
 
-  /// The registers that the host's KVM had, those out of the control block read anew, and how many
-  /// of these differ from what was read in the host: none, unless the core is damaged.
-  package func registers(
-    of processor: VirtualProcessor, as file: RegisterFile, runningNestedGuest: Bool
-  ) -> (file: RegisterFile, differing: [String]) {
-    guard let decoded = registers(of: processor.index, runningNestedGuest: runningNestedGuest)
-    else { return (file, []) }
-    var file = file
+  /// A vCPU as the host's KVM had it, with the registers out of its control block read anew, and
+  /// the names of those that differ from what was read in the host: none, unless the core is
+  /// damaged.
+  package func checked(
+    _ processor: VirtualProcessor
+  ) -> (processor: VirtualProcessor, differing: [String]) {
+    // The control block in use holds the registers of the nested guest, if one ran.
+    let isNested = processor.nested != nil
+    guard let decoded = registers(of: processor.index, runningNestedGuest: isNested) else {
+      return (processor, [])
+    }
+    var file = processor.nested ?? processor.registers
     var differing: [String] = []
     func settle<Value>(_ name: String, _ told: inout Reading<Value>, _ read: Reading<Value>) {
       // Only what has one source: others were merged of several.
@@ -85,6 +89,9 @@ package struct ControlBlockNotes: Sendable {
     for register in TableRegister.allCases {
       settle(register.rawValue, &file[register], decoded[register])
     }
-    return (file, differing)
+    let checked = VirtualProcessor(
+      index: processor.index, state: processor.state,
+      registers: isNested ? processor.registers : file, nested: isNested ? file : nil)
+    return (checked, differing)
   }
 }
