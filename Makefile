@@ -11,11 +11,12 @@ KERNEL =
 BINARY = .build/release/vmcore-split
 SAMPLE = Samples/amd-host.kdump
 DEMO = .build/demo
-SOURCES = Package.swift Sources Tests
+SOURCES = Package.swift Sources Tests Benchmarks
 
 # What the program, its tests, and the Swift toolchain itself need from Debian.
 PACKAGES = \
-	libdw-dev libelf-dev liblzo2-dev libsnappy-dev libzstd-dev pkg-config zlib1g-dev \
+	libdeflate-dev libdw-dev libelf-dev liblzo2-dev libsnappy-dev libzstd-dev zlib1g-dev \
+	pkg-config \
 	mandoc \
 	g++ libcurl4 libncurses6 libsqlite3-0 libxml2
 

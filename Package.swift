@@ -40,9 +40,11 @@ let package = Package(
     .package(url: "https://github.com/apple/swift-system", from: "1.8.1"),
   ],
   targets: [
+    systemLibrary("CDeflate", pkgConfig: "libdeflate", debian: "libdeflate-dev"),
     systemLibrary("CElfutils", pkgConfig: "libelf", debian: "libelf-dev"),
     systemLibrary("CLZO", pkgConfig: "lzo2", debian: "liblzo2-dev"),
     systemLibrary("CSnappy", pkgConfig: "snappy", debian: "libsnappy-dev"),
+    // The tests' second witness.
     systemLibrary("CZlib", pkgConfig: "zlib", debian: "zlib1g-dev"),
     systemLibrary("CZstd", pkgConfig: "libzstd", debian: "libzstd-dev"),
     .target(name: "CShim", cSettings: cSettings),
@@ -53,7 +55,7 @@ let package = Package(
     library(
       "DumpFiles",
       uses: [
-        "Memory", "CLZO", "CSnappy", "CZlib", "CZstd", "CShim",
+        "Memory", "CDeflate", "CLZO", "CSnappy", "CZstd", "CShim",
         .product(name: "SystemPackage", package: "swift-system"),
       ]),
     library("LinuxKernel", uses: ["Memory", "X86"]),
@@ -69,7 +71,7 @@ let package = Package(
     library(
       "Output",
       uses: [
-        "Memory", "Guest", .product(name: "SystemPackage", package: "swift-system"),
+        "Memory", "Guest", "CShim", .product(name: "SystemPackage", package: "swift-system"),
       ]),
     library(
       "GuestVmcore",
@@ -93,6 +95,13 @@ let package = Package(
     .target(
       name: "SyntheticDumps", dependencies: ["Memory", "CLZO", "CSnappy", "CZlib", "CZstd"],
       path: "Tests/SyntheticDumps", cSettings: cSettings, swiftSettings: swiftSettings),
+    .executableTarget(
+      name: "bench-host",
+      dependencies: [
+        "DumpFiles", "Guest", "GuestVmcore", "Memory", "Output", "SyntheticDumps",
+        .product(name: "SystemPackage", package: "swift-system"),
+      ],
+      path: "Benchmarks/Host", cSettings: cSettings, swiftSettings: swiftSettings),
     tests(
       "DumpFilesTests",
       uses: [
@@ -121,6 +130,7 @@ let package = Package(
       uses: [
         "ControlBlocks", "KVMHost", "Guest", "LinuxKernel", "Memory", "SyntheticDumps", "X86",
       ]),
+    tests("OutputTests", uses: ["Output", "Guest", "Memory"]),
     tests(
       "VMMCoreTests",
       uses: [

@@ -1,23 +1,20 @@
+import CDeflate
 import CLZO
 import CShim
 import CSnappy
-import CZlib
 import CZstd
 import Memory
 
 /// One thread's decompression contexts, made when first needed.
 @safe final class Decompressor {
-  private var inflater: UnsafeMutablePointer<z_stream>?
+  private var inflater: OpaquePointer?
   private var zstd: OpaquePointer?
 
   /// Checks once for the process that liblzo2 fits the headers it was compiled with.
   static let isLZOUsable = shim_lzo_init() == LZO_E_OK
 
   deinit {
-    if let inflater = unsafe inflater {
-      unsafe inflateEnd(inflater)
-      unsafe inflater.deallocate()
-    }
+    unsafe libdeflate_free_decompressor(inflater)
     unsafe ZSTD_freeDCtx(zstd)
   }
 
@@ -31,7 +28,13 @@ import Memory
       guard stored.count == page.count else { return false }
       unsafe page.copyMemory(from: stored)
       return true
-    case KdumpLayout.Flags.zlib: return unsafe inflate(stored, into: page)
+    case KdumpLayout.Flags.zlib:
+      if unsafe inflater == nil { unsafe inflater = libdeflate_alloc_decompressor() }
+      guard let inflater = unsafe inflater else { return false }
+      var count = 0
+      let result = unsafe libdeflate_zlib_decompress(
+        inflater, stored.baseAddress, stored.count, page.baseAddress, page.count, &count)
+      return result == LIBDEFLATE_SUCCESS && count == page.count
     case KdumpLayout.Flags.lzo:
       guard Self.isLZOUsable else { return false }
       var count = lzo_uint(page.count)
@@ -54,32 +57,5 @@ import Memory
       return count == page.count
     default: return false
     }
-  }
-
-  private func inflate(
-    _ stored: UnsafeRawBufferPointer, into page: UnsafeMutableRawBufferPointer
-  ) -> Bool {
-    guard let stream = unsafe inflateStream() else { return false }
-    unsafe stream.pointee.next_in = UnsafeMutablePointer(
-      mutating: stored.baseAddress?.assumingMemoryBound(to: UInt8.self))
-    unsafe stream.pointee.avail_in = UInt32(stored.count)
-    unsafe stream.pointee.next_out = page.baseAddress?.assumingMemoryBound(to: UInt8.self)
-    unsafe stream.pointee.avail_out = UInt32(page.count)
-    let result = unsafe CZlib.inflate(stream, Z_FINISH)
-    return unsafe result == Z_STREAM_END && stream.pointee.avail_out == 0
-  }
-
-  private func inflateStream() -> UnsafeMutablePointer<z_stream>? {
-    if let inflater = unsafe inflater {
-      return unsafe inflateReset(inflater) == Z_OK ? inflater : nil
-    }
-    let stream = UnsafeMutablePointer<z_stream>.allocate(capacity: 1)
-    unsafe stream.initialize(to: z_stream())
-    guard unsafe shim_inflateInit(stream) == Z_OK else {
-      unsafe stream.deallocate()
-      return nil
-    }
-    unsafe inflater = stream
-    return unsafe stream
   }
 }

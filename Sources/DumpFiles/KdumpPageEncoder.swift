@@ -1,7 +1,6 @@
+import CDeflate
 import CLZO
-import CShim
 import CSnappy
-import CZlib
 import CZstd
 import Memory
 
@@ -29,7 +28,7 @@ public enum KdumpCompression: String, Hashable, Sendable, CaseIterable {
 /// Compresses pages as they are stored in kdump-compressed files, with one thread's own state.
 @safe public final class KdumpPageEncoder {
   private let compression: KdumpCompression
-  private var deflater: UnsafeMutablePointer<z_stream>?
+  private var deflater: OpaquePointer?
   private var zstd: OpaquePointer?
   /// LZO's memory of what it has seen, and room for pages that do not shrink, of which LZO and
   /// snappy do not stop.
@@ -49,17 +48,14 @@ public enum KdumpCompression: String, Hashable, Sendable, CaseIterable {
       alignment: 16)
     unsafe room = .allocate(byteCount: Self.roomSize, alignment: 16)
     switch compression {
-    case .zlib: unsafe deflater = Self.makeDeflater()
+    case .zlib: unsafe deflater = libdeflate_alloc_compressor(1)
     case .zstd: unsafe zstd = ZSTD_createCCtx()
     case .lzo, .snappy: break
     }
   }
 
   deinit {
-    if let deflater = unsafe deflater {
-      unsafe deflateEnd(deflater)
-      unsafe deflater.deallocate()
-    }
+    unsafe libdeflate_free_compressor(deflater)
     unsafe ZSTD_freeCCtx(zstd)
     unsafe memory.deallocate()
     unsafe room.deallocate()
@@ -81,7 +77,12 @@ public enum KdumpCompression: String, Hashable, Sendable, CaseIterable {
   /// The size of the compressed page in `room`; nil if it is larger than the page, or fails.
   private func compress(_ page: UnsafeRawBufferPointer) -> Int? {
     switch compression {
-    case .zlib: return unsafe deflate(page)
+    case .zlib:
+      guard let deflater = unsafe deflater else { return nil }
+      // 0 if it has no room, which is that of a page.
+      let size = unsafe libdeflate_zlib_compress(
+        deflater, page.baseAddress, page.count, room.baseAddress, page.count)
+      return size > 0 ? size : nil
     case .lzo:
       guard unsafe memory.count > 0 else { return nil }
       var size = unsafe lzo_uint(room.count)
@@ -101,26 +102,5 @@ public enum KdumpCompression: String, Hashable, Sendable, CaseIterable {
         context, room.baseAddress, page.count, page.baseAddress, page.count, 1)
       return ZSTD_isError(size) == 0 ? size : nil
     }
-  }
-
-  private func deflate(_ page: UnsafeRawBufferPointer) -> Int? {
-    guard let stream = unsafe deflater, unsafe deflateReset(stream) == Z_OK else { return nil }
-    unsafe stream.pointee.next_in = UnsafeMutablePointer(
-      mutating: page.baseAddress?.assumingMemoryBound(to: UInt8.self))
-    unsafe stream.pointee.avail_in = UInt32(clamping: page.count)
-    unsafe stream.pointee.next_out = room.baseAddress?.assumingMemoryBound(to: UInt8.self)
-    unsafe stream.pointee.avail_out = UInt32(clamping: page.count)
-    guard unsafe CZlib.deflate(stream, Z_FINISH) == Z_STREAM_END else { return nil }
-    return unsafe page.count - Int(stream.pointee.avail_out)
-  }
-
-  private static func makeDeflater() -> UnsafeMutablePointer<z_stream>? {
-    let stream = UnsafeMutablePointer<z_stream>.allocate(capacity: 1)
-    unsafe stream.initialize(to: z_stream())
-    guard unsafe shim_deflateInit(stream, Z_BEST_SPEED) == Z_OK else {
-      unsafe stream.deallocate()
-      return nil
-    }
-    return unsafe stream
   }
 }
