@@ -26,10 +26,11 @@ public struct GuestKernel: Sendable {
     noteAddress = candidate.address
     processors = guest.processors.filter { processor in
       guard let text = candidate.vmcoreinfo.symbol("_stext"),
-        let tables = processor.registers.pageTables(encryptionMask: space.tables.encryptionMask),
-        let seen = try? VirtualMemory(physical: memory, tables: tables).translate(text)
+        let place = try? space.translate(text)
       else { return false }
-      return seen == (try? space.translate(text))
+      return processor.kernelTables(encryptionMask: space.tables.encryptionMask).contains {
+        (try? VirtualMemory(physical: memory, tables: $0).translate(text)) == place
+      }
     }.map(\.index)
     symbols = try? Kallsyms(candidate.vmcoreinfo, in: space)
     pageOffsetBase = symbols?.address(of: "page_offset_base").flatMap { try? space.load($0) }
@@ -49,10 +50,19 @@ public struct GuestKernels: Sendable {
   /// Notes whose kernel is not there: copies in the page cache, or left in freed memory.
   public let staleCopies: Int
 
-  /// Searches the guest's whole memory: no device, and no hint of the VMM, is needed.
+  /// Finds them without the VMM's help, and without a device for it: where a vCPU's kernel points
+  /// at its note, or, unless that kernel is known to be the only one, by a search of all memory.
   public init(of guest: Guest, in source: any FrameSource, threads: Int) {
     let memory = GuestMemory(guest.memory, in: source)
-    let candidates = VmcoreinfoSearch(guest.memory, source, threads: threads).candidates()
+    let search = VmcoreinfoSearch(guest.memory, source, threads: threads)
+    var kernels = Self(search.candidatesPointedAt(by: guest), in: guest, memory: memory)
+    if !kernels.kernels.contains(where: { $0.isOnlyKernel(in: memory) }) {
+      kernels = Self(search.candidates(), in: guest, memory: memory)
+    }
+    self = kernels
+  }
+
+  private init(_ candidates: [VmcoreinfoCandidate], in guest: Guest, memory: GuestMemory) {
     var verified: [GuestKernel] = []
     var stale = 0
     for candidate in candidates {
@@ -76,5 +86,46 @@ public struct GuestKernels: Sendable {
       return first.processors.count > second.processors.count
     }
     return first.noteAddress < second.noteAddress
+  }
+}
+
+extension GuestKernel {
+  /// True if a vCPU executes the kernel, and it has not been started to dump a kernel that crashed
+  /// before: `elfcorehdr_addr` (kernel/crash_dump.c) has no address then.
+  fileprivate func isOnlyKernel(in memory: GuestMemory) -> Bool {
+    guard !processors.isEmpty, let symbols,
+      let space = try? VirtualMemory(ofKernel: vmcoreinfo, in: memory)
+    else { return false }
+    // Without the variable, the kernel was built to be none that dumps.
+    guard let address = symbols.address(of: "elfcorehdr_addr") else { return true }
+    return (try? space.load(address, as: UInt64.self)) == .max
+  }
+}
+
+extension VmcoreinfoSearch {
+  /// Notes that the kernels point at which the guest's vCPUs execute.
+  fileprivate func candidatesPointedAt(by guest: Guest) -> [VmcoreinfoCandidate] {
+    var seen: Set<PageTables> = []
+    for tables in guest.processors.flatMap({ $0.kernelTables() })
+    where seen.insert(tables).inserted {
+      let candidates = candidates(ofKernelIn: tables)
+      if !candidates.isEmpty { return candidates }
+    }
+    return []
+  }
+}
+
+extension VirtualProcessor {
+  /// Page tables that may map the kernel: those in use, and the kernel's own beside them.
+  ///
+  /// With page table isolation the tables of a process map next to nothing of the kernel; they lie
+  /// in the page behind the kernel's (PTI_USER_PGTABLE_BIT, arch/x86/include/asm/pgtable.h).
+  fileprivate func kernelTables(encryptionMask: UInt64 = 0) -> [PageTables] {
+    guard let tables = registers.pageTables(encryptionMask: encryptionMask) else { return [] }
+    let isUser = tables.root.rawValue & pageSize != 0
+    let kernel = PageTables(
+      root: tables.root - (isUser ? pageSize : 0), levels: tables.levels,
+      encryptionMask: encryptionMask)
+    return isUser ? [tables, kernel] : [tables]
   }
 }

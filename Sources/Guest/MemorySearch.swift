@@ -2,7 +2,7 @@ import Glibc
 import Memory
 import Synchronization
 
-/// Searches all of a memory for a string of bytes, on several threads.
+/// Searches a memory on several threads.
 public struct MemorySearch: Sendable {
   private let map: MemoryMap
   private let source: any FrameSource
@@ -17,10 +17,38 @@ public struct MemorySearch: Sendable {
   /// Where `wanted` lies, ascending. It is not found across the border of two pieces of 1 MiB.
   public func addresses(of wanted: [UInt8]) -> [GuestPhysicalAddress] {
     let found = Mutex<[GuestPhysicalAddress]>([])
+    unsafe forEachPiece { start, bytes in
+      let offsets = unsafe Self.offsets(of: wanted, in: bytes)
+      if !offsets.isEmpty {
+        found.withLock { $0 += offsets.map { start + UInt64($0) } }
+      }
+    }
+    return found.withLock { $0.sorted() }
+  }
+
+  /// The values of aligned words for which `isWanted` is true, each once and ascending; of those of
+  /// a piece of 1 MiB the first `limit`.
+  func words(limit: Int, where isWanted: @escaping @Sendable (UInt64) -> Bool) -> [UInt64] {
+    let found = Mutex<Set<UInt64>>([])
+    unsafe forEachPiece { _, bytes in
+      var words: Set<UInt64> = []
+      for offset in stride(from: 0, to: bytes.count, by: 8) {
+        let word = unsafe bytes.loadUnaligned(fromByteOffset: offset, as: UInt64.self)
+        if isWanted(word), words.insert(word).inserted, words.count == limit { break }
+      }
+      found.withLock { $0.formUnion(words) }
+    }
+    return found.withLock { $0.sorted() }
+  }
+
+  /// Gives `body` all memory at hand, at most 1 MiB at a time, in no order and by all threads.
+  private func forEachPiece(
+    _ body: @escaping @Sendable (GuestPhysicalAddress, UnsafeRawBufferPointer) -> Void
+  ) {
     map.forEachWindow { _, runs in
       let pieces = runs.flatMap(\.pieces)
       let next = Atomic<Int>(0)
-      onThreads(threads) { _ in
+      onThreads(min(threads, pieces.count)) { _ in
         let reader = source.makeReader()
         let room = UnsafeMutableRawBufferPointer.allocate(
           byteCount: maximumPiecePages * Int(pageSize), alignment: Int(pageSize))
@@ -32,14 +60,10 @@ public struct MemorySearch: Sendable {
           let part = unsafe UnsafeMutableRawBufferPointer(
             rebasing: room[..<(piece.pages * Int(pageSize))])
           _ = unsafe reader.read(from: piece.frame, into: part)
-          let offsets = unsafe Self.offsets(of: wanted, in: UnsafeRawBufferPointer(part))
-          if !offsets.isEmpty {
-            found.withLock { $0 += offsets.map { piece.start + UInt64($0) } }
-          }
+          unsafe body(piece.start, UnsafeRawBufferPointer(part))
         }
       }
     }
-    return found.withLock { $0.sorted() }
   }
 
   private static func offsets(of wanted: [UInt8], in bytes: UnsafeRawBufferPointer) -> [Int] {

@@ -1,33 +1,64 @@
 import LinuxKernel
 import Memory
+import X86
 
-/// Searches all of a memory for VMCOREINFO notes.
+/// Searches a memory for VMCOREINFO notes.
 ///
 /// The note lies in a page of its own (`alloc_pages_exact`, since 4.13, 203e9e41219b), before that
 /// in the kernel's data, aligned to 4 bytes. Both are found by its header: a name of 11 bytes, a
 /// type of 0, and the name itself.
 public struct VmcoreinfoSearch: Sendable {
-  private let search: MemorySearch
+  private let map: MemoryMap
+  private let source: any FrameSource
+  private let threads: Int
   private let memory: GuestMemory
 
   public init(_ map: MemoryMap, _ source: any FrameSource, threads: Int) {
-    search = MemorySearch(map, source, threads: threads)
+    self.map = map
+    self.source = source
+    self.threads = threads
     memory = GuestMemory(map, in: source)
   }
 
-  /// Notes that parse, by ascending address; at most a thousand.
+  /// Notes that parse, anywhere in the memory, by ascending address; at most a thousand.
   public func candidates() -> [VmcoreinfoCandidate] {
-    let hits = search.addresses(of: NoteHeader.nameField).lazy
+    candidates(in: map)
+  }
+
+  /// The same of the notes that a kernel's image holds or points at (`vmcoreinfo_note`), for which
+  /// a few megabytes are read and not all memory.
+  ///
+  /// - Parameter tables: a vCPU's.
+  func candidates(ofKernelIn tables: PageTables) -> [VmcoreinfoCandidate] {
+    let image = map.restricted(to: KernelImage.writableRanges(tables, in: memory))
+    // The direct map of memory lies in the kernel's half, below the image.
+    let pointers = MemorySearch(image, source, threads: threads).words(limit: 1 << 13) { word in
+      word & (pageSize - 1) == 0 && word >> 47 == 0x1_ffff && word < kernelImageBase.rawValue
+    }
+    var walker = PageTableWalker(tables, in: memory)
+    let pointedAt = pointers.prefix(1 << 16).compactMap { pointer -> VmcoreinfoCandidate? in
+      guard case .page(let address, _) = walker.lookUp(VirtualAddress(pointer)).mapping else {
+        return nil
+      }
+      return candidate(at: GuestPhysicalAddress(address.rawValue))
+    }
+    return candidates(in: image) + pointedAt
+  }
+
+  private func candidates(in map: MemoryMap) -> [VmcoreinfoCandidate] {
+    let hits = MemorySearch(map, source, threads: threads).addresses(of: NoteHeader.nameField).lazy
       .filter { $0.rawValue >= UInt64(NoteHeader.nameOffset) }
       .map { $0 - UInt64(NoteHeader.nameOffset) }
       .filter { $0.rawValue % 4 == 0 }
     var candidates: [VmcoreinfoCandidate] = []
     for address in hits where candidates.count < 1000 {
-      if let note = note(at: address) {
-        candidates.append(VmcoreinfoCandidate(address: address, vmcoreinfo: note))
-      }
+      if let candidate = candidate(at: address) { candidates.append(candidate) }
     }
     return candidates
+  }
+
+  private func candidate(at address: GuestPhysicalAddress) -> VmcoreinfoCandidate? {
+    note(at: address).map { VmcoreinfoCandidate(address: address, vmcoreinfo: $0) }
   }
 
   private func note(at address: GuestPhysicalAddress) -> Vmcoreinfo? {
@@ -54,5 +85,44 @@ private enum NoteHeader {
       let size = header.load(UInt32.self, at: 4), size > 0, size <= 1 << 16
     else { return nil }
     return Int(size)
+  }
+}
+
+/// The image of the kernel that page tables map.
+private enum KernelImage {
+  /// Behind it modules begin (arch/x86/include/asm/page_64_types.h, KERNEL_IMAGE_SIZE: 512 MiB, or
+  /// 1 GiB with KASLR).
+  static let end = kernelImageBase + 1 << 30
+
+  /// Where the image can be written, as the kernel's variables can: ranges of physical memory that
+  /// are apart from each other.
+  static func writableRanges(
+    _ tables: PageTables, in memory: GuestMemory
+  ) -> [(start: GuestPhysicalAddress, size: UInt64)] {
+    var walker = PageTableWalker(tables, in: memory)
+    var ranges: [Range<UInt64>] = []
+    var address = kernelImageBase
+    while address < end {
+      let (mapping, span) = walker.lookUp(address)
+      if case .page(let physical, let entry) = mapping, entry & PageTableEntry.writable != 0 {
+        let start = physical.rawValue
+        if let last = ranges.last, last.upperBound == start {
+          ranges[ranges.count - 1] = last.lowerBound..<(start + span)
+        } else {
+          ranges.append(start..<(start + span))
+        }
+      }
+      // The span is that around the address, which is the first of it but behind a larger one.
+      address = VirtualAddress((address.rawValue & ~(span - 1)) &+ span)
+      if address < kernelImageBase { break }
+    }
+    // A page that is mapped twice counts once.
+    var end: UInt64 = 0
+    return ranges.sorted { $0.lowerBound < $1.lowerBound }.compactMap { range in
+      let start = max(range.lowerBound, end)
+      guard start < range.upperBound else { return nil }
+      end = range.upperBound
+      return (GuestPhysicalAddress(start), end - start)
+    }
   }
 }
