@@ -153,6 +153,12 @@ public final class DumpFile: FrameSource, Sendable {
     container.presence(from: frame.rawValue, limit: max(limit, 1))
   }
 
+  /// See ``FrameSource/fileExtent(from:limit:)``.
+  public func fileExtent(from frame: PageFrameNumber, limit: UInt64) -> FileExtent? {
+    guard case .elf(let dump) = container else { return nil }
+    return dump.fileExtent(from: frame.rawValue, limit: limit)
+  }
+
   /// A reader for one thread.
   public func makeReader() -> PageReader {
     PageReader(container)

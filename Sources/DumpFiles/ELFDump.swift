@@ -208,6 +208,17 @@ struct ELFDump: Sendable {
 }
 
 extension ELFDump {
+  /// See ``FrameSource/fileExtent(from:limit:)``.
+  func fileExtent(from frame: UInt64, limit: UInt64) -> FileExtent? {
+    let index = map.index(of: frame)
+    guard !isLive, let descriptor = file.plainDescriptor, index < map.runs.count else { return nil }
+    let run = map.runs[index]
+    guard run.first <= frame, case .file(let offset) = run.content else { return nil }
+    return FileExtent(
+      descriptor: descriptor, offset: offset &+ (frame - run.first) << pageShift,
+      pages: min(limit, run.end - frame))
+  }
+
   /// Reads `buffer.count / 4096` frames; see ``PageReader/read(from:into:)``.
   func read(
     from frame: UInt64, into buffer: UnsafeMutableRawBufferPointer, _ results: inout [Absence?]

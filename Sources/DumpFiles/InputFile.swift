@@ -66,6 +66,11 @@ final class InputFile: Sendable {
     if case .flattened = storage { true } else { false }
   }
 
+  /// Of a file as it lies there, for those who do more with it than reading.
+  var plainDescriptor: CInt? {
+    if case .plain(let descriptor) = storage { descriptor.rawValue } else { nil }
+  }
+
   /// Fills `buffer` from `offset` on and returns how many bytes there were before the dump's end,
   /// or before bytes that no record of a flattened file has.
   func read(at offset: UInt64, into buffer: UnsafeMutableRawBufferPointer) throws(Errno) -> Int {

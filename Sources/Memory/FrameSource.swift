@@ -27,9 +27,28 @@ public protocol FrameSource: PhysicalMemory {
   /// The frames that the dump speaks of, ascending.
   var frameRanges: [Range<PageFrameNumber>] { get }
 
+  /// Where in a file the bytes of consecutive frames lie as they are in memory, at most `limit` of
+  /// them; nil if they do not.
+  func fileExtent(from frame: PageFrameNumber, limit: UInt64) -> FileExtent?
+
   /// One thread's way to read many pages.
   associatedtype Reader: FrameReader
   func makeReader() -> Reader
+}
+
+/// Pages in a file.
+public struct FileExtent: Hashable, Sendable {
+  /// Open as long as the source is.
+  public let descriptor: Int32
+  /// In bytes.
+  public let offset: UInt64
+  public let pages: UInt64
+
+  public init(descriptor: Int32, offset: UInt64, pages: UInt64) {
+    self.descriptor = descriptor
+    self.offset = offset
+    self.pages = pages
+  }
 }
 
 /// One thread's way to read many pages, with buffers of its own.
@@ -42,6 +61,8 @@ public protocol FrameReader: AnyObject {
 }
 
 extension FrameSource {
+  public func fileExtent(from frame: PageFrameNumber, limit: UInt64) -> FileExtent? { nil }
+
   /// At most `count` frames that the dump holds, evenly spread over it.
   public func sampleFrames(count: UInt64) -> [PageFrameNumber] {
     let total = frameRanges.reduce(0) { $0 &+ $1.upperBound.distance(from: $1.lowerBound) }

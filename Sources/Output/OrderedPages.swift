@@ -60,21 +60,19 @@ public struct OrderedPages<Location: Address, Encoder: PageEncoder>: Sendable {
     _ window: PageWindow<Location>, _ runs: [PageRun<Location>], _ workers: [Worker<Encoder>],
     _ first: () throws(Failure) -> Void
   ) throws(Failure) {
-    let pieces = runs.flatMap { $0.pieces(of: batchPages) }.sorted { $0.frame < $1.frame }
-    let batches = SourceBatch.batches(of: pieces, maximumPages: batchPages)
-    let pages = runs.reduce(0) { $0 + $1.pages }
-    progress.add(pages - batches.reduce(0) { $0 + UInt64($1.pages) })
-    let next = Atomic<Int>(0)
+    let pieces = runs.flatMap { $0.pieces(of: batchPages) }
+    let wanted = pieces.reduce(0) { $0 + UInt64($1.pages) }
+    progress.add(runs.reduce(0) { $0 + $1.pages } - wanted)
+    let sweep = Mutex(SourceSweep(pieces, batchPages: batchPages))
     let work: @Sendable (Worker<Encoder>) -> Void = { [progress] worker in
-      while true {
-        let index = next.add(1, ordering: .relaxed).oldValue
-        guard index < batches.count else { return }
-        worker.read(pieces[batches[index].pieces], into: window)
-        progress.add(UInt64(batches[index].pages))
+      var batch = SourceBatch<FramePiece<Location>>()
+      while sweep.withLock({ $0.next(into: &batch) }) {
+        worker.read(batch, into: window)
+        progress.add(batch.wanted)
       }
     }
     let others: @Sendable (Int) -> Void = { work(workers[$0 + 1]) }
-    try alongside(threads: min(threads - 1, batches.count), others) { () throws(Failure) in
+    try alongside(threads: min(threads - 1, pieces.count), others) { () throws(Failure) in
       try first()
       work(workers[0])
     }
@@ -218,22 +216,15 @@ private final class Worker<Encoder: PageEncoder>: @unchecked Sendable {
   }
 
   func read<Location: Address>(
-    _ pieces: ArraySlice<FramePiece<Location>>, into window: PageWindow<Location>
+    _ batch: SourceBatch<FramePiece<Location>>, into window: PageWindow<Location>
   ) {
-    guard let first = pieces.first else { return }
-    let count = pieces.reduce(0) { $0 + $1.pages }
-    let room = unsafe UnsafeMutableRawBufferPointer(
-      rebasing: buffer.bytes[..<(count * Int(pageSize))])
-    let absences = unsafe reader.read(from: first.frame, into: room)
-    var position = 0
-    for piece in pieces {
-      for index in 0..<piece.pages {
-        let offset = position * Int(pageSize)
-        let page = unsafe UnsafeRawBufferPointer(
-          rebasing: room[offset..<(offset + Int(pageSize))])
+    let (bytes, absences) = unsafe buffer.read(batch, by: reader)
+    for part in batch.parts {
+      for index in 0..<part.pages {
+        let page = part.position + index
         unsafe window.fill(
-          piece.start + UInt64(index) << pageShift, page, absences[position], encoder)
-        position += 1
+          part.piece.start + (part.skipped + UInt64(index)) << pageShift, bytes.page(page),
+          absences[page], encoder)
       }
     }
   }

@@ -15,7 +15,9 @@ extension Array where Element: PlacedExtent {
   /// Where in the file an address is, and how many bytes of its extent are left there; nil if the
   /// file has no place for it.
   public func place(of address: Element.Location) -> (fileOffset: UInt64, rest: UInt64)? {
-    guard let extent = last(where: { $0.start <= address }) else { return nil }
+    let next = partitioningIndex { $0.start > address }
+    guard next > 0 else { return nil }
+    let extent = self[next - 1]
     let offset = address.distance(from: extent.start)
     guard offset < extent.fileSize else { return nil }
     return (extent.fileOffset + offset, extent.fileSize - offset)
@@ -23,14 +25,13 @@ extension Array where Element: PlacedExtent {
 
   /// The address whose byte is at an offset of the file.
   public func location(ofFileOffset offset: UInt64) -> Element.Location? {
-    guard let extent = last(where: { $0.fileOffset <= offset }),
-      offset - extent.fileOffset < extent.fileSize
-    else { return nil }
-    return extent.start + (offset - extent.fileOffset)
+    let next = partitioningIndex { $0.fileOffset > offset }
+    guard next > 0, offset - self[next - 1].fileOffset < self[next - 1].fileSize else { return nil }
+    return self[next - 1].start + (offset - self[next - 1].fileOffset)
   }
 
-  /// The pages of runs that are in the source, cut into pieces, each with its place in the file.
-  /// Those without a place are left out.
+  /// The pages of runs that are in the source, each with its place in the file. Those without a
+  /// place are left out.
   public func pieces(of runs: [PageRun<Element.Location>]) -> [PlacedPiece] {
     var placed: [PlacedPiece] = []
     for run in runs {
@@ -42,31 +43,19 @@ extension Array where Element: PlacedExtent {
           continue
         }
         let room = Swift.max(1, place.rest >> pageShift)
-        let count = Swift.min(run.pages - done, room, UInt64(maximumPiecePages))
+        let count = Swift.min(run.pages - done, room, UInt64(UInt32.max))
         placed.append(
-          PlacedPiece(frame: first + done, pages: Int(count), fileOffset: place.fileOffset))
+          PlacedPiece(frame: first + done, pages: UInt32(count), fileOffset: place.fileOffset))
         done += count
       }
     }
     return placed
-  }
-
-  /// The last extent for which `isNotBehind` is true: it must be so for a first part of them only.
-  private func last(where isNotBehind: (Element) -> Bool) -> Element? {
-    var low = 0
-    var high = count
-    while low < high {
-      let middle = (low + high) / 2
-      if isNotBehind(self[middle]) { low = middle + 1 } else { high = middle }
-    }
-    return low > 0 ? self[low - 1] : nil
   }
 }
 
 /// Pages that lie behind each other in the source and in the file.
 public struct PlacedPiece: Hashable, Sendable {
   public let frame: PageFrameNumber
-  /// At most ``maximumPiecePages``.
-  public let pages: Int
+  public let pages: UInt32
   public let fileOffset: UInt64
 }

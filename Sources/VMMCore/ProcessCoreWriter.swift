@@ -52,36 +52,24 @@ public struct ProcessCoreWriter: Sendable {
     to file: OutputFile, threads: Int, progress: MoveProgress
   ) throws(OutputError) -> Summary {
     try file.resize(to: layout.fileSize)
-    var mover = PageMover(source: source, file: file, threads: threads, progress: progress)
-    var pieces: [PlacedPiece] = []
-    var pages = 0
+    var mover = PageMover(source: source, to: [file], threads: threads, progress: progress)
     for region in memory.regions {
-      try memory.forEachWindow(of: region) { runs throws(OutputError) in
-        let placed = layout.segments.pieces(of: runs)
-        let count = placed.reduce(0) { $0 + $1.pages }
-        progress.add(runs.reduce(0) { $0 + $1.pages } - UInt64(count))
-        pieces += placed
-        pages += count
-        // Most mappings are small: they are moved together.
-        if pages >= Self.window {
-          try mover.move(pieces)
-          pieces = []
-          pages = 0
-        }
+      memory.forEachWindow(of: region) { runs in
+        let pieces = layout.segments.pieces(of: runs)
+        let count = pieces.reduce(0) { $0 + UInt64($1.pages) }
+        progress.add(runs.reduce(0) { $0 + $1.pages } - count)
+        mover.add(pieces, to: 0)
       }
     }
-    try mover.move(pieces)
-    layout.cut(mover.lost.sorted { $0.fileOffset < $1.fileOffset })
+    let moved = try mover.finish()[0].get()
+    layout.cut(moved.lost.sorted { $0.fileOffset < $1.fileOffset })
     try writeHeaders(to: file)
     try file.finish()
     return Summary(
-      fileSize: layout.fileSize, written: mover.written,
-      lost: mover.lost.reduce(into: [:]) { $0[$1.reason, default: 0] += 1 },
+      fileSize: layout.fileSize, written: moved.written,
+      lost: moved.lost.reduce(into: [:]) { $0[$1.reason, default: 0] += 1 },
       unmarkedPages: layout.unmarkedPages)
   }
-
-  /// Pages that are sorted and moved at once.
-  private static var window: Int { 1 << 16 }
 
   /// In pieces, as there may be hundreds of thousands.
   private func writeHeaders(to file: OutputFile) throws(OutputError) {

@@ -49,105 +49,130 @@ struct Extract: ParsableCommand {
 
   private func run(on source: SourceAnalysis) throws {
     for failure in source.failures { Console.error(failure) }
-    if goesToStream {
-      let isWhole = try extract(
-        onlyGuest(of: source.guests, in: source.dump), to: .stream, from: source)
-      if !isWhole || !source.failures.isEmpty { throw ExitStatus.findings }
-      return
+    let isComplete =
+      goesToStream
+      ? try stream(onlyGuest(of: source.guests, in: source.dump), from: source)
+      : try writeFiles(from: source)
+    if !isComplete || !source.failures.isEmpty { throw ExitStatus.findings }
+  }
+
+  /// Returns true if everything was there.
+  private func stream(_ guest: Guest, from source: SourceAnalysis) throws -> Bool {
+    let found = try FoundGuest(guest, in: source.dump, threads: common.threadCount)
+    let summary: Extraction.Summary
+    do throws(ExtractionError) {
+      summary = try extracting([found], from: source) { extraction throws(ExtractionError) in
+        try extraction.write(found.contents, to: OutputStream(), as: format)
+      }
+    } catch {
+      throw Failure(error)
     }
-    let targets = try OutputNames(for: source.guests, output: output)
-    var isComplete = source.failures.isEmpty
-    var written = 0
-    for (guest, target) in zip(source.guests, targets.paths) {
+    found.tellFindings(summary, quiet: common.quiet)
+    if !common.quiet { Console.warning("\(found.name): \(found.line)") }
+    return found.isWhole && summary.lost.isEmpty
+  }
+
+  /// Returns true if everything of all guests was there.
+  private func writeFiles(from source: SourceAnalysis) throws -> Bool {
+    let names = try OutputNames(for: source.guests, output: output)
+    var jobs: [(guest: FoundGuest, file: OutputFile)] = []
+    var isComplete = true
+    for (guest, path) in zip(source.guests, names.paths) {
       do {
-        let isWhole = try extract(guest, to: .file(target, in: targets), from: source)
-        isComplete = isComplete && isWhole
-        written += 1
+        let found = try FoundGuest(guest, in: source.dump, threads: common.threadCount)
+        try names.makeDirectory()
+        jobs.append((found, try Self.file(path, force: force)))
       } catch let error as Failure {
         // The other guests are still to be had.
         Console.error(error.diagnosis)
         isComplete = false
       }
     }
+    let results = extracting(jobs.map(\.guest), from: source) { extraction in
+      extraction.write(jobs.map { ($0.guest.contents, $0.file) }, as: format)
+    }
+    var written = 0
+    for ((guest, file), result) in zip(jobs, results) {
+      switch result {
+      case .success(let summary):
+        guest.tellFindings(summary, quiet: common.quiet)
+        if !common.quiet { print(printable("\(file.path): \(guest.line)")) }
+        isComplete = isComplete && guest.isWhole && summary.lost.isEmpty
+        written += 1
+      case .failure(let error):
+        Console.error(error)
+        isComplete = false
+      }
+    }
     if written == 0 { throw ExitStatus.failure }
-    if !isComplete { throw ExitStatus.findings }
+    return isComplete
   }
 
-  /// Where a vmcore goes.
-  private enum Target {
-    case file(FilePath, in: OutputNames)
-    case stream
-  }
-
-  /// Returns true if everything was there.
-  private func extract(
-    _ found: Guest, to target: Target, from source: SourceAnalysis
-  ) throws -> Bool {
-    let guest = GuestAnalysis(found, in: source.dump, threads: common.threadCount)
-    guard guest.survey.present > 0 else { throw Failure(guest.nothingToExtract) }
-    if case .file(_, let targets) = target { try targets.makeDirectory() }
+  /// Shows how far it is while `body` extracts guests.
+  private func extracting<Result, Failure: Error>(
+    _ guests: [FoundGuest], from source: SourceAnalysis,
+    _ body: (Extraction) throws(Failure) -> Result
+  ) throws(Failure) -> Result {
     let progress = MoveProgress()
     let display = ProgressDisplay(
-      title: printable(guest.guest.identity.displayName), pages: guest.survey.pages,
-      progress: progress, isShown: !common.quiet && !common.noProgress)
+      title: guests.count == 1 ? guests[0].name : "\(guests.count) guests",
+      pages: guests.reduce(0) { $0 + $1.contents.pages }, progress: progress,
+      isShown: !common.quiet && !common.noProgress)
     defer { display.end() }
-    let summary: Extraction.Summary
-    do throws(ExtractionError) {
-      summary = try write(
-        Extraction(
-          guest.guest, kernels: guest.kernels, survey: guest.survey, source: source.dump,
-          provenance: Provenance(
-            tool: "vmcore-split", version: toolVersion,
-            source: .init(
-              path: source.dump.path.string, format: source.dump.formatDescription),
-            guest: guest.report),
-          threads: common.threadCount, progress: progress),
-        to: target)
+    return try body(
+      Extraction(source: source.dump, threads: common.threadCount, progress: progress))
+  }
+
+  private static func file(_ path: FilePath, force: Bool) throws -> OutputFile {
+    do throws(OutputError) {
+      return try OutputFile(path, force: force)
     } catch {
       throw Failure(error)
     }
-    display.end()
-    tell(guest, summary, target)
-    return !guest.hasWarnings && summary.lost.isEmpty
+  }
+}
+
+/// What is to be written and told of a guest: all that is kept of it while pages are moved.
+private struct FoundGuest {
+  let name: String
+  /// What there is of it, in a line.
+  let line: String
+  let findings: [Finding]
+  let contents: VmcoreContents
+  /// Nothing is missing or doubtful.
+  let isWhole: Bool
+
+  init(_ guest: Guest, in dump: DumpFile, threads: Int) throws {
+    let analysis = GuestAnalysis(guest, in: dump, threads: threads)
+    guard analysis.survey.present > 0 else { throw Failure(analysis.nothingToExtract) }
+    name = printable(guest.identity.displayName)
+    let kernel = analysis.kernels.kernels.first.map { ", Linux \($0.vmcoreinfo.release)" } ?? ""
+    line =
+      "\(Self.count(guest.processors.count, "vCPU")), \(size(guest.memory.size))"
+      + "\(kernel), \(analysis.survey.missingPages) pages missing"
+    findings = analysis.guest.findings
+    isWhole = !analysis.hasWarnings
+    contents = VmcoreContents(
+      analysis.guest, kernels: analysis.kernels, survey: analysis.survey, in: dump,
+      provenance: Provenance(
+        tool: "vmcore-split", version: toolVersion,
+        source: .init(path: dump.path.string, format: dump.formatDescription),
+        guest: analysis.report))
   }
 
-  private func write(
-    _ extraction: Extraction, to target: Target
-  ) throws(ExtractionError) -> Extraction.Summary {
-    switch target {
-    case .stream: return try extraction.write(to: OutputStream(), as: format)
-    case .file(let path, _):
-      let file: OutputFile
-      do throws(OutputError) {
-        file = try OutputFile(path, force: force)
-      } catch {
-        throw .output(error)
-      }
-      return try extraction.write(to: file, as: format)
-    }
-  }
-
-  private func tell(_ guest: GuestAnalysis, _ summary: Extraction.Summary, _ target: Target) {
-    let name = guest.guest.identity.displayName
-    for finding in guest.guest.findings
-    where finding.severity == .warning || !(common.quiet || finding.isRoutine) {
+  func tellFindings(_ summary: Extraction.Summary, quiet: Bool) {
+    for finding in findings where finding.severity == .warning || !(quiet || finding.isRoutine) {
       Console.warning("\(name): \(finding.text) [\(finding.name)]")
     }
-    if !summary.lost.isEmpty {
-      let first = summary.lost[0]
+    if let first = summary.lost.first {
       Console.warning(
         "\(name): \(summary.lost.count) pages could not be read from the dump, the first at"
           + " guest-physical \(first.start) [memory.damaged]")
     }
-    guard !common.quiet else { return }
-    let kernel = guest.kernels.kernels.first.map { ", Linux \($0.vmcoreinfo.release)" } ?? ""
-    let line =
-      "\(Self.count(guest.guest.processors.count, "vCPU")), \(size(guest.guest.memory.size))"
-      + "\(kernel), \(guest.survey.missingPages) pages missing"
-    switch target {
-    case .file(let path, _): print(printable("\(path): \(line)"))
-    case .stream: Console.warning("\(name): \(line)")
-    }
+  }
+
+  private static func count(_ number: Int, _ thing: String) -> String {
+    number == 1 ? "1 \(thing)" : "\(number) \(thing)s"
   }
 }
 
@@ -168,12 +193,6 @@ extension VmcoreForm: ExpressibleByArgument {
     case .elf: "elf"
     case .kdump(let compression): "kdump-\(compression.rawValue)"
     }
-  }
-}
-
-extension Extract {
-  private static func count(_ number: Int, _ thing: String) -> String {
-    number == 1 ? "1 \(thing)" : "\(number) \(thing)s"
   }
 }
 

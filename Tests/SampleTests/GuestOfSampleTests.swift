@@ -46,18 +46,19 @@ import X86
     let survey = MemorySurvey(of: guest.memory)
     #expect(survey.missingPages == 0)
     let truth = try sample.truePages()
+    let vmcore = VmcoreContents(
+      guest, kernels: kernels, survey: survey, in: sample.dump,
+      provenance: Provenance(
+        tool: "test", version: "0", source: .init(path: "sample", format: "kdump"),
+        guest: GuestReport(guest, kernels: kernels, survey: survey)))
     var first: [UInt8]?
     for threads in [1, 2, 8] {
       let path = FilePath("/tmp/vmcore-split-test-\(UInt64.random(in: 0 ... .max))")
       defer { _ = unsafe unlink(path.string) }
       let file = try OutputFile(path, force: false)
-      let summary = try Extraction(
-        guest, kernels: kernels, survey: survey, source: sample.dump,
-        provenance: Provenance(
-          tool: "test", version: "0", source: .init(path: "sample", format: "kdump"),
-          guest: GuestReport(guest, kernels: kernels, survey: survey)),
-        threads: threads, progress: MoveProgress()
-      ).write(to: file, as: .elf)
+      let extraction = Extraction(
+        source: sample.dump, threads: threads, progress: MoveProgress())
+      let summary = try extraction.write([(vmcore, file)], as: .elf)[0].get()
       #expect(summary.lost.isEmpty)
       let bytes = try contents(of: path)
       #expect(bytes.count == Int(summary.fileSize))

@@ -58,7 +58,25 @@ public struct SyntheticFile: Sendable {
     return file
   }
 
-  fileprivate var blocks: [(offset: UInt64, bytes: [UInt8])] {
+  /// Makes the file at `path` hold this and nothing else.
+  public func write(to path: String) throws(TemporaryFile.Failure) {
+    let descriptor = unsafe open(path, O_WRONLY | O_CREAT | O_TRUNC, 0o600)
+    guard descriptor >= 0 else { throw TemporaryFile.Failure(call: "open", code: errno) }
+    defer { close(descriptor) }
+    guard ftruncate(descriptor, off_t(size)) == 0 else {
+      throw TemporaryFile.Failure(call: "ftruncate", code: errno)
+    }
+    for block in blocks where !block.bytes.isZero {
+      let written = unsafe block.bytes.withUnsafeBytes { buffer in
+        unsafe pwrite(descriptor, buffer.baseAddress, buffer.count, off_t(block.offset))
+      }
+      guard written == block.bytes.count else {
+        throw TemporaryFile.Failure(call: "pwrite", code: errno)
+      }
+    }
+  }
+
+  private var blocks: [(offset: UInt64, bytes: [UInt8])] {
     content.blocks.sorted { $0.key < $1.key }.map { number, block in
       let offset = number << pageShift
       return (offset, Array(block.prefix(Int(min(pageSize, size - min(size, offset))))))
@@ -94,17 +112,6 @@ public final class TemporaryFile: Sendable {
 
   /// Makes the file hold `content` and nothing else.
   public func replace(with content: SyntheticFile) throws {
-    let descriptor = unsafe open(path, O_WRONLY | O_TRUNC)
-    guard descriptor >= 0 else { throw Failure(call: "open", code: errno) }
-    defer { close(descriptor) }
-    guard ftruncate(descriptor, off_t(content.size)) == 0 else {
-      throw Failure(call: "ftruncate", code: errno)
-    }
-    for block in content.blocks where !block.bytes.isZero {
-      let written = unsafe block.bytes.withUnsafeBytes { buffer in
-        unsafe pwrite(descriptor, buffer.baseAddress, buffer.count, off_t(block.offset))
-      }
-      guard written == block.bytes.count else { throw Failure(call: "pwrite", code: errno) }
-    }
+    try content.write(to: path)
   }
 }
