@@ -1,6 +1,8 @@
 """What the cases work on.  Made once for a folder."""
+import contextlib
 import os
 import subprocess
+import sys
 import time
 
 
@@ -11,27 +13,64 @@ def random_file(path, mib):
             file.write(os.urandom(4096) + number.to_bytes(8, "little") * 512)
 
 
+def tool(name):
+    """A program of this folder's, built when first needed: bench-host by Swift, codec by cc."""
+    here = os.path.dirname(os.path.abspath(__file__))
+    root = os.path.join(here, "..")
+    if name == "codec":
+        path = os.path.join(root, ".build/codec")
+        command = ["cc", "-O2", "-o", path, os.path.join(here, "codec.c"), "-ldeflate", "-llzo2", "-lsnappy", "-lz", "-lzstd"]
+    else:
+        path = os.path.join(root, ".build/release", name)
+        command = ["swift", "build", "-c", "release", "--static-swift-stdlib", "--package-path", root, "--product", name]
+    if not os.path.exists(path):
+        subprocess.run(command, check=True, stdout=sys.stderr)
+    return path
+
+
+def host(folder, mib, guests=1, small=4, content="filled", form="elf"):
+    """The dump of a made-up host with guests of `mib` MiB each: see Host/main.swift."""
+    path = os.path.join(folder, f"host-{mib}x{guests}-{small}-{content}.{form}")
+    if not os.path.exists(path):
+        if form == "elf":
+            command = ["make", path, str(mib), str(guests), str(small), content]
+        else:
+            command = ["compress", host(folder, mib, guests, small, content), path, form]
+        subprocess.run([tool("bench-host"), *command], check=True)
+    return path
+
+
 def qemu_core(folder, mib, filled):
     """The core, by gdb's gcore, of a QEMU whose stopped guest has `filled` of `mib` MiB filled."""
     path = os.path.join(folder, f"qemu-{mib}-{filled}.core")
-    if os.path.exists(path):
-        return path
-    ready = os.path.join(folder, "ready")
-    content = os.path.join(folder, "content")
-    random_file(content, filled)
-    with open(os.path.join(folder, "qemu.log"), "w") as log:
-        qemu = subprocess.Popen(
-            ["qemu-system-x86_64", "-name", "bench", "-accel", "tcg", "-M", "q35", "-m", str(mib), "-S", "-nodefaults",
-             "-display", "none", "-device", f"loader,file={content},addr=0x10000000,force-raw=on",
-             "-serial", "none", "-pidfile", ready], stdin=subprocess.DEVNULL, stdout=log, stderr=log)
-    while not os.path.exists(ready):
-        if qemu.poll() is not None:
-            raise SystemExit(f"QEMU ended with {qemu.returncode}: see {log.name}")
-        time.sleep(0.1)
-    subprocess.run(["gdb", "-nx", "-batch", "-p", str(qemu.pid), "-ex", f"generate-core-file {path}"],
-                   stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=True)
-    qemu.kill()
-    qemu.wait()
-    os.remove(content)
-    os.remove(ready)
+    if not os.path.exists(path):
+        with qemu(folder, mib, filled) as (process, _):
+            subprocess.run(["gdb", "-nx", "-batch", "-p", str(process.pid), "-ex", f"generate-core-file {path}"],
+                           stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=True)
     return path
+
+
+@contextlib.contextmanager
+def qemu(folder, mib, filled):
+    """A QEMU with such a guest, and the path of its monitor."""
+    content, monitor, log = (os.path.join(folder, name) for name in ("content", "monitor", "qemu.log"))
+    random_file(content, filled)
+    with open(log, "w") as output:
+        process = subprocess.Popen(
+            ["qemu-system-x86_64", "-name", "bench", "-accel", "tcg", "-M", "q35", "-m", str(mib), "-S", "-nodefaults",
+             "-display", "none", "-device", f"loader,file={content},addr=0x10000000,force-raw=on", "-serial", "none",
+             "-monitor", f"unix:{monitor},server=on,wait=off", "-pidfile", f"{content}.pid"],
+            stdin=subprocess.DEVNULL, stdout=output, stderr=output)
+        try:
+            while not os.path.exists(f"{content}.pid"):
+                if process.poll() is not None:
+                    raise SystemExit(f"QEMU ended with {process.returncode}: see {log}")
+                time.sleep(0.1)
+            os.remove(content)
+            yield process, monitor
+        finally:
+            process.kill()
+            process.wait()
+            for path in (content, f"{content}.pid", monitor):
+                if os.path.exists(path):
+                    os.remove(path)
