@@ -10,7 +10,7 @@ TOOLS=$(mkdir -p "$1" && cd "$1" && pwd)
 
 debian13() {
 	[ -x "$TOOLS/bin/crash" ] && [ -x "$TOOLS/bin/makedumpfile" ] && return
-	(private_apt; unpack crash makedumpfile)
+	(private_apt "$TOOLS/apt" trixie; unpack crash makedumpfile)
 	wrapper makedumpfile /usr/bin/makedumpfile
 	wrapper crash /usr/bin/crash
 	"$TOOLS/bin/crash" --version | sed -n '/^crash/p;/^$/q'

@@ -1,37 +1,7 @@
 # debian13.sh - programs of Debian 13, unpacked beside the system into the folder TOOLS.  Sourced, with TOOLS set.
 #
-# Their packages are not installed: they are fetched by apt under a configuration of their own (its lists, cache and
-# status lie under TOOLS; signatures are checked with Debian's archive keyring) and run by their own dynamic linker.
-release=trixie
-keyring=/usr/share/keyrings/debian-archive-keyring.gpg
-
-# The mirror that this machine's apt uses for its own release.
-mirror() {
-	. /etc/os-release
-	apt-get indextargets --format '$(ORIGIN) $(CODENAME) $(REPO_URI)' 'Identifier: Packages' |
-		awk -v codename="$VERSION_CODENAME" '$1 == "Debian" && $2 == codename { print $3; exit }'
-}
-
-private_apt() {
-	local a=$TOOLS/apt
-	mkdir -p "$a"/{lists/partial,cache/archives/partial,etc}
-	: > "$a/status"
-	echo "deb [signed-by=$keyring] $(mirror) $release main" > "$a/etc/sources.list"
-	cat > "$a/apt.conf" <<-EOF
-		Dir::State "$a";
-		Dir::State::lists "$a/lists";
-		Dir::State::status "$a/status";
-		Dir::Cache "$a/cache";
-		Dir::Etc::sourcelist "$a/etc/sources.list";
-		Dir::Etc::sourceparts "/dev/null";
-		Dir::Etc::preferencesparts "/dev/null";
-		APT::Install-Recommends "false";
-		APT::Sandbox::User "root";
-		Acquire::Languages "none";
-	EOF
-	export APT_CONFIG=$a/apt.conf
-	apt-get update -q
-}
+# Their packages are not installed, and they are run by their own dynamic linker.
+. "$(dirname "${BASH_SOURCE[0]}")/apt.sh"
 
 # With an empty package status, a simulated installation names the packages and all they depend on.
 unpack() {

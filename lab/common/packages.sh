@@ -1,15 +1,32 @@
 # packages.sh - kernels, their debug symbols, and the few programs of the initramfs; from Debian's archive, unpacked
 # into OUT/img and never installed.
 
+. "$(dirname "${BASH_SOURCE[0]}")/apt.sh"
+
 root=$OUT/img/root
 
-# The kernel release that the series KERNEL stands for: the newest one that the archive offers.
-host_release() {
-	if [ -z "$KERNEL" ]; then
+# The release of Debian that has the kernels of a series, if it is not this machine's.
+debian_of() { # debian_of SERIES
+	case $1 in
+	5.10) echo bullseye;;
+	esac
+}
+
+# apt_of SERIES : from here on, apt is that of the release that has these kernels
+apt_of() {
+	local debian
+	debian=$(debian_of "$1")
+	if [ -n "$debian" ]; then private_apt "$OUT/$debian" "$debian"; else apt-get update -q; fi
+}
+
+# The kernel release that a series stands for: the newest one that the archive offers.
+release_of() { # release_of SERIES
+	if [ -z "$1" ]; then
 		apt-cache depends linux-image-amd64 | awk '/Depends: linux-image/ { print substr($2, 13); exit }'
 	else
-		apt-cache pkgnames "linux-image-$KERNEL." |
-			sed -n "s/^linux-image-\(${KERNEL//./\\.}\.[0-9.]*\(+deb[0-9]*\)\?-amd64\)\$/\1/p" | sort -V | tail -1
+		apt-cache pkgnames "linux-image-$1." |
+			sed -n "s/^linux-image-\(${1//./\\.}\.[0-9.]*\(+deb[0-9]*\|-[0-9]*\)\?-amd64\)\$/\1/p" |
+			sort -V | tail -1
 	fi
 }
 
@@ -54,8 +71,7 @@ kernels() {
 # Looks up the host's release once, and keeps it in OUT/kernel.
 find_release() {
 	local release
-	apt-get update -q
-	release=$(host_release)
+	release=$(apt_of "$KERNEL" > /dev/null; release_of "$KERNEL")
 	[ -n "$release" ] || { echo "no kernel '$KERNEL' in the archive" >&2; exit 1; }
 	echo "$release" > "$OUT/kernel"
 }

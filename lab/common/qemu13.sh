@@ -6,7 +6,7 @@ step_qemu13() {
 		TOOLS=$OUT/qemu13
 		mkdir -p "$TOOLS"
 		. "$here/../common/debian13.sh"
-		private_apt
+		private_apt "$TOOLS/apt" trixie
 		unpack qemu-system-x86
 	)
 }

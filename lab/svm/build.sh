@@ -2,7 +2,7 @@
 # build.sh OUT [step...] - real host dumps with real kvm_amd guests inside, made entirely under TCG (no
 # hardware virtualisation).  Without steps: all scenarios.
 #
-#   KERNEL=6.12  the hosts' kernel series (default: what linux-image-amd64 depends on)
+#   KERNEL=6.12  the hosts' kernel series (default: what linux-image-amd64 depends on); 5.10 is Debian 11's
 #   CACHE=DIR    keeps the .deb files (default OUT/deb)
 #   FORCE=1      does the named steps again; a step that was done before is otherwise left alone
 #

@@ -73,11 +73,11 @@ vmm_on_share() {
 step_images() {
 	need fetch
 	need tools
-	local release
-	release=$(cat "$OUT/kernel")
+	local guest
+	guest=$(guest_release)
 	gcc -O2 -static -nostdlib -fno-stack-protector -fcf-protection=none -fno-builtin -Wall \
 		-o "$OUT/img/spin" "$here/guest/spin.c"
-	guest_image host "$release"
-	guest_image cloud "$(cloud_release "$release")"
-	host_image "$release"
+	guest_image host "$guest"
+	guest_image cloud "$(cloud_release "$guest")"
+	host_image "$(cat "$OUT/kernel")"
 }

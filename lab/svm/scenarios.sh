@@ -98,7 +98,7 @@ step_swap() {
 
 step_kdump() {
 	need images
-	kdump_image "$(cat "$OUT/kernel")"     # anew each time, as it has the program under test
+	kdump_image "$(guest_release)"     # anew each time, as it has the program under test
 	memory=736 append=crashkernel=192M boot kdump KDUMP:DONE 2400
 	collect kdump
 	cd "$OUT/dumps/kdump"

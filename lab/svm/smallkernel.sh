@@ -4,7 +4,7 @@
 step_smallkernel() {
 	need images
 	local series tree=$OUT/img/smallkernel
-	series=$(cut -d. -f1,2 "$OUT/kernel")
+	series=$(guest_release | cut -d. -f1,2)
 	download "linux-source-$series"
 	rm -rf "$tree"; mkdir "$tree"
 	dpkg --fsys-tarfile "$CACHE/linux-source-${series}"_*.deb | tar -xO "./usr/src/linux-source-$series.tar.xz" |
