@@ -76,7 +76,7 @@ extension KernelError: Diagnosis {
       "a host dump made by kdump carries it; for one made by QEMU, start the host with"
         + " '-device vmcoreinfo'"
     case .vmcoreinfoLacks:
-      "kernels before 6.0 do not export their symbol table there; they are not supported yet"
+      "the note may be cut off, or be of a kernel for another processor than x86-64"
     case .pageTablesUnverified:
       "the VMCOREINFO may be a stale copy, or the dump damaged"
     case .symbols(let error, _): error.advice

@@ -4,8 +4,9 @@ import X86
 /// A Linux kernel in a physical memory: its address space, symbols and types, all taken from that
 /// memory alone.
 ///
-/// The way in is VMCOREINFO: from it the page tables, then kallsyms (exported there since 6.0),
-/// then BTF of the kernel and, by its list `btf_modules`, of each module.
+/// The way in is VMCOREINFO: from it the page tables, then kallsyms (exported there since 6.0, else
+/// found in the kernel's image), then BTF of the kernel and, by its list `btf_modules`, of each
+/// module.
 public struct LinuxKernel: Sendable {
   public let vmcoreinfo: Vmcoreinfo
   /// The kernel's own address space.
@@ -30,10 +31,14 @@ public struct LinuxKernel: Sendable {
       throw .symbols(error, release: vmcoreinfo.release)
     }
     frequentSymbols = symbols.addresses(of: Self.frequentNames)
-    guard let start = frequentSymbols["__start_BTF"], let stop = frequentSymbols["__stop_BTF"]
-    else { throw .noSymbol("__start_BTF", module: nil) }
-    types = try BTF.read(
-      at: start, size: stop.distance(from: start), of: "the kernel", in: memory, base: nil)
+    if let start = frequentSymbols["__start_BTF"], let stop = frequentSymbols["__stop_BTF"] {
+      types = try BTF.read(
+        at: start, size: stop.distance(from: start), of: "the kernel", in: memory, base: nil)
+    } else if let found = KernelImage(vmcoreinfo, in: memory)?.types() {
+      types = found
+    } else {
+      throw .noSymbol("__start_BTF", module: nil)
+    }
   }
 
   /// The same kernel seen through another memory that holds it.

@@ -44,6 +44,17 @@ private typealias Change = @Sendable (inout KernelTypes) -> Void
     }
   }
 
+  @Test(arguments: [true, false])
+  func `a kernel before 6_0, whose symbols and types are found in its image`(
+    namesTypes: Bool
+  ) throws {
+    var options = SyntheticHost.Options()
+    options.kernel.exportsSymbolTables = false
+    options.kernel.namesTypes = namesTypes
+    options.change = Variant.linux5_10
+    try expectWhole(try OneGuest(options))
+  }
+
   @Test func `five levels of page tables`() throws {
     var options = SyntheticHost.Options()
     options.kernel.levels = 5

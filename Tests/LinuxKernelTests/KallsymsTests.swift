@@ -136,6 +136,107 @@ struct KallsymsTests {
     expectAll(builder, in: try open(builder))
   }
 
+  // MARK: Tables found by their structure
+
+  /// A kernel before 6.0, whose VMCOREINFO names variables behind the tables and none of them.
+  private static func older(longNames: [String] = []) -> SymbolTableBuilder {
+    var builder = kernel(longNames: longNames)
+    builder.exportsTables = false
+    builder.twoByteLengths = false
+    builder.start = VirtualAddress(0xffff_ffff_8104_0000)
+    builder.exported["node_online_map"] = .some(0xffff_ffff_8108_0000)
+    return builder
+  }
+
+  @Test(arguments: SymbolTableBuilder.Form.allCases, SymbolTableBuilder.Order.allCases)
+  func tablesInEveryFormAndOrderAreFound(
+    _ form: SymbolTableBuilder.Form, _ order: SymbolTableBuilder.Order
+  ) throws {
+    // Offsets from their own place came when the order had long changed.
+    if form == .placeRelative, order != .namesFirst { return }
+    for hasWideNumbers in [false, true] {
+      var builder = Self.older()
+      builder.form = form
+      builder.order = order
+      builder.hasWideNumbers = hasWideNumbers
+      expectAll(builder, in: try open(builder))
+    }
+  }
+
+  @Test(arguments: [(200, false), (200, true), (500, true)] as [(Int, Bool)])
+  func tablesWithLongNamesAreFound(_ length: Int, _ twoBytes: Bool) throws {
+    var builder = Self.older(
+      longNames: [Self.randomName(length, seed: 3), Self.randomName(length, seed: 4)])
+    builder.twoByteLengths = twoBytes
+    expectAll(builder, in: try open(builder))
+  }
+
+  @Test func tablesAreFoundWhereverTheyLie() throws {
+    // The image is read in pieces of 256 KiB from its start on: each table crosses the end of one,
+    // at another place each time.
+    let end = VirtualAddress(0xffff_ffff_8100_0000 + 2 * 256 << 10)
+    let (tables, _) = Self.older().build()
+    for (name, table) in tables {
+      for part in [8, table.bytes.count / 16 * 8, table.bytes.count - 8] where part > 0 {
+        var builder = Self.older()
+        builder.exported["node_online_map"] = .some(0xffff_ffff_8110_0000)
+        let offset = table.address.distance(from: builder.start)
+        builder.start = end - UInt64(part) - offset
+        #expect(builder.build().tables[name]?.address == end - UInt64(part))
+        expectAll(builder, in: try open(builder))
+      }
+    }
+  }
+
+  @Test func whatOnlyLooksLikeAnIndexOfTokensIsPassed() throws {
+    let builder = Self.older()
+    let (tables, text) = builder.build()
+    var memory = memory(tables)
+    var index: [UInt8] = []
+    for token in 0..<256 as Range<UInt16> { index.append(littleEndian: token * 3) }
+    memory.store(index, at: VirtualAddress(0xffff_ffff_8100_1000))
+    // Another with a fitting table, but without names.
+    let table = try #require(tables["kallsyms_token_table"])
+    memory.store(table.bytes, at: VirtualAddress(0xffff_ffff_8100_2000))
+    memory.store(
+      try #require(tables["kallsyms_token_index"]).bytes,
+      at: VirtualAddress(0xffff_ffff_8100_2000) + UInt64(table.bytes.count))
+    let vmcoreinfo = try #require(Vmcoreinfo(text: text))
+    expectAll(builder, in: try Kallsyms(vmcoreinfo, in: memory.virtual))
+  }
+
+  @Test func foundTablesThatDisagreeWithVmcoreinfoAreNotUsed() throws {
+    var builder = Self.older()
+    builder.exported["init_uts_ns"] = .some(0xffff_ffff_8100_4b08)
+    builder.exported["swapper_pg_dir"] = .some(0xffff_ffff_8100_6408)
+    #expect(
+      try error(builder)
+        == .disagreesWithVmcoreinfo(agreed: 1, compared: 3, release: "6.1.0-test"))
+  }
+
+  @Test(arguments: [true, false])
+  func searchingDamagedTablesNeverTraps(_ namesFirst: Bool) throws {
+    var builder = Self.older(longNames: [Self.randomName(200, seed: 8)])
+    builder.symbols.removeSubrange(401...)
+    if namesFirst { builder.order = .namesFirst }
+    let (tables, text) = builder.build()
+    let vmcoreinfo = try #require(Vmcoreinfo(text: text))
+    let whole = memory(tables)
+    var generator = SeededGenerator(seed: namesFirst ? 11 : 12)
+    var opened = 0
+    for _ in 0..<400 {
+      guard let victim = tables.keys.sorted().randomElement(using: &generator),
+        var table = tables[victim]
+      else { continue }
+      table.bytes.damage(using: &generator)
+      var memory = whole
+      memory.store(table.bytes, at: table.address)
+      if (try? Kallsyms(vmcoreinfo, in: memory.virtual)) != nil { opened += 1 }
+    }
+    #expect(opened > 20)
+    #expect(opened < 400)
+  }
+
   // MARK: Look-ups
 
   @Test func unknownNamesAreNotFound() throws {
@@ -214,12 +315,13 @@ struct KallsymsTests {
     "kallsyms_names", "kallsyms_num_syms", "kallsyms_token_table", "kallsyms_token_index",
     "kallsyms_offsets",
   ])
-  func aTableThatVmcoreinfoDoesNotNameIsNamed(_ table: String) throws {
-    let (tables, text) = Self.kernel().build()
+  func aTableThatIsNeitherExportedNorFoundIsNamed(_ table: String) throws {
+    var (tables, text) = Self.kernel().build()
     let lines = String(decoding: text, as: UTF8.self).split(separator: "\n")
     let without = lines.filter { !$0.hasPrefix("SYMBOL(\(table))") }.joined(separator: "\n")
     let vmcoreinfo = try #require(Vmcoreinfo(text: Array(without.utf8)))
-    #expect(throws: KallsymsError.notExported(table: table, release: "6.1.0-test")) {
+    tables["kallsyms_token_index"]?.bytes[20] ^= 0xff
+    #expect(throws: KallsymsError.notFound(table: table, release: "6.1.0-test")) {
       _ = try Kallsyms(vmcoreinfo, in: memory(tables).virtual)
     }
   }
@@ -322,7 +424,7 @@ struct KallsymsTests {
 
   @Test func everyErrorSaysWhatWhereAndWhatToDo() {
     let errors: [KallsymsError] = [
-      .notExported(table: "kallsyms_names", release: "5.10.0"),
+      .notFound(table: "kallsyms_names", release: "5.10.0"),
       .unreadable(
         table: "kallsyms_names", VirtualAddress(0x1000), .absent(PhysicalAddress(0), .excluded)),
       .implausibleCount(0, VirtualAddress(0x1000)),

@@ -32,6 +32,10 @@ public struct SymbolTableBuilder: Sendable {
   public var order = Order.namesFirst
   /// Lengths above 127 take two bytes (since 6.1), else all take one.
   public var twoByteLengths = true
+  /// The number of symbols and the markers have eight bytes (until 4.19), else four.
+  public var hasWideNumbers = false
+  /// VMCOREINFO says where the tables lie (since 6.0).
+  public var exportsTables = true
   public var release = "6.1.0-test"
   /// Where the tables begin.
   public var start = VirtualAddress(0xffff_ffff_82a0_1000)
@@ -62,7 +66,7 @@ public struct SymbolTableBuilder: Sendable {
     var names: [UInt8] = []
     var markers: [UInt8] = []
     for (index, codes) in compression.names.enumerated() {
-      if index % 256 == 0 { markers.append(littleEndian: UInt32(names.count)) }
+      if index % 256 == 0 { markers += number(names.count) }
       if twoByteLengths, codes.count > 0x7f {
         names += [UInt8(codes.count & 0x7f) | 0x80, UInt8(codes.count >> 7)]
       } else {
@@ -78,7 +82,7 @@ public struct SymbolTableBuilder: Sendable {
     }
 
     var blobs: [(name: String, bytes: [UInt8])] = [
-      ("kallsyms_num_syms", littleEndian(UInt32(symbols.count))), ("kallsyms_names", names),
+      ("kallsyms_num_syms", number(symbols.count)), ("kallsyms_names", names),
       ("kallsyms_markers", markers), ("kallsyms_token_table", tokenTable),
       ("kallsyms_token_index", tokenIndex),
     ]
@@ -105,9 +109,9 @@ public struct SymbolTableBuilder: Sendable {
     var tables: [String: Table] = [:]
     var position = start
     for (name, bytes) in blobs {
-      position = VirtualAddress((position.rawValue + 7) & ~7)
-      tables[name] = Table(address: position, bytes: bytes)
-      position = position + UInt64(bytes.count)
+      let padding = [UInt8](repeating: 0, count: -bytes.count & 7)
+      tables[name] = Table(address: position, bytes: bytes + padding)
+      position = position + UInt64(bytes.count + padding.count)
     }
     if form == .absolute {
       tables["kallsyms_addresses"]?.bytes = symbols.flatMap { littleEndian($0.address) }
@@ -125,7 +129,7 @@ public struct SymbolTableBuilder: Sendable {
       lines += "SYMBOL(\(name))=\(String(value, radix: 16))\n"
     }
     for (name, table) in tables
-    where !["kallsyms_markers", "kallsyms_seqs_of_names"].contains(name) {
+    where exportsTables && !["kallsyms_markers", "kallsyms_seqs_of_names"].contains(name) {
       lines += "SYMBOL(\(name))=\(String(table.address.rawValue, radix: 16))\n"
     }
     return (tables, Array(lines.utf8))
@@ -140,6 +144,11 @@ public struct SymbolTableBuilder: Sendable {
       case .placeRelative: symbol.address &- table.rawValue &- UInt64(index * 4)
       }
     return UInt32(truncatingIfNeeded: value)
+  }
+
+  /// A number of the table of names.
+  private func number(_ value: Int) -> [UInt8] {
+    hasWideNumbers ? littleEndian(UInt64(value)) : littleEndian(UInt32(value))
   }
 
   private func littleEndian<Integer: FixedWidthInteger>(_ value: Integer) -> [UInt8] {

@@ -30,6 +30,10 @@ public struct SyntheticKernel: Sendable {
     /// The end of what the direct map maps.
     public var memorySize: UInt64 = 0x4000_0000
     public var directMap = VirtualAddress(0xffff_9a40_0000_0000)
+    /// VMCOREINFO says where the tables of kallsyms lie.
+    public var exportsSymbolTables = true
+    /// The symbols `__start_BTF` and `__stop_BTF` are in kallsyms.
+    public var namesTypes = true
     /// Lines at the end of VMCOREINFO.
     public var moreVmcoreinfo: [String] = []
 
@@ -294,17 +298,29 @@ public struct SyntheticKernel: Sendable {
 
   /// Writes BTF of the kernel into its image.
   mutating func writeTypes(_ bytes: [UInt8]) {
-    let start = define("__start_BTF", size: bytes.count)
+    let names =
+      options.namesTypes ? ["__start_BTF", "__stop_BTF"] : ["__start_rodata", "__end_rodata"]
+    let start = define(names[0], size: bytes.count)
     write(bytes, at: start)
-    _ = define("__stop_BTF", size: 8, at: start + UInt64(bytes.count))
+    _ = define(names[1], size: 8, at: start + UInt64(bytes.count))
   }
 
   /// Writes the kernel's symbol table, and returns the text of VMCOREINFO.
   public mutating func finish() -> String {
+    if !options.exportsSymbolTables {
+      // As many as make a kernel's table.
+      symbols += (0..<400).map { index in
+        .init(
+          name: "function_\(index)", type: "t",
+          address: (Self.imageBase + 0x100_0000 + options.kaslrOffset).rawValue + 8 * UInt64(index))
+      }
+    }
     var builder = SymbolTableBuilder(symbols: symbols.sorted { $0.address < $1.address })
     builder.release = options.release
     builder.start = VirtualAddress((imageEnd.rawValue + 4095) & ~4095)
     builder.base = Self.imageBase.rawValue + options.kaslrOffset
+    builder.exportsTables = options.exportsSymbolTables
+    if !options.exportsSymbolTables { builder.order = .offsetsFirst }
     let (tables, text) = builder.build()
     for table in tables.values {
       let end = table.address.distance(from: Self.imageBase) + UInt64(table.bytes.count)
@@ -315,6 +331,8 @@ public struct SyntheticKernel: Sendable {
     }
     write([UInt8](repeating: 0, count: Int(pageSize)), at: imageEnd)
     var lines = [
+      // A variable, behind all read-only data.
+      "SYMBOL(node_online_map)=\(String(imageEnd.rawValue, radix: 16))",
       "PAGESIZE=4096", "NUMBER(phys_base)=\(physicalBase)",
       "NUMBER(pgtable_l5_enabled)=\(options.levels == 5 ? 1 : 0)",
       "NUMBER(sme_mask)=\(options.encryptionMask)",

@@ -37,4 +37,20 @@ struct BTFHeader {
     strings = try section("strings", at: 16)
     layout = headerSize >= Self.sizeWithLayout ? try section("layouts", at: 24) : 0..<0
   }
+
+  /// The size of all that the header at a position speaks of, or nil if there is none.
+  static func extent(_ bytes: [UInt8], at position: Int) -> UInt64? {
+    // Magic, version 1, no flags.
+    guard let start: UInt32 = bytes.load(at: position), start == UInt32(magic) | 1 << 16,
+      let headerSize: UInt32 = bytes.load(at: position + 4), headerSize >= size
+    else { return nil }
+    var ends: [UInt64] = []
+    for field in headerSize >= sizeWithLayout ? [8, 16, 24] : [8, 16] {
+      guard let offset: UInt32 = bytes.load(at: position + field),
+        let length: UInt32 = bytes.load(at: position + field + 4)
+      else { return nil }
+      ends.append(UInt64(offset) + UInt64(length))
+    }
+    return UInt64(headerSize) + (ends.max() ?? 0)
+  }
 }

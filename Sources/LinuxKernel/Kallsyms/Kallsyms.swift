@@ -14,28 +14,43 @@ public struct Kallsyms: Sendable {
   /// A kernel has 100,000 to 200,000 symbols, one with everything built in less than a million.
   static let maximumCount = 8_000_000
 
-  /// Finds the tables by the symbols that VMCOREINFO exports since 6.0 (5fd8fea935a1,
-  /// f09bddbd8661), and holds copies of them: some 20 bytes per symbol.
-  public init(
-    _ vmcoreinfo: Vmcoreinfo, in memory: VirtualMemory
-  ) throws(KallsymsError) {
-    func address(_ table: String) throws(KallsymsError) -> VirtualAddress {
-      guard let address = vmcoreinfo.symbol(table) else {
-        throw .notExported(table: table, release: vmcoreinfo.release)
+  /// Finds the tables by the symbols that VMCOREINFO exports since 6.0, else by their structure in
+  /// the kernel's image, and holds copies of them: some 20 bytes per symbol.
+  public init(_ vmcoreinfo: Vmcoreinfo, in memory: VirtualMemory) throws(KallsymsError) {
+    let exported: KallsymsTables
+    do throws(KallsymsError) {
+      exported = try KallsymsTables(exportedBy: vmcoreinfo)
+    } catch {
+      var failure = error
+      let found = KernelImage(vmcoreinfo, in: memory).flatMap { image in
+        KallsymsSearch(in: image).first { tables in
+          do throws(KallsymsError) {
+            return try Kallsyms(tables, vmcoreinfo, in: memory)
+          } catch {
+            failure = error
+            return nil
+          }
+        }
       }
-      return address
+      guard let found else { throw failure }
+      self = found
+      return
     }
-    let countAddress = try address("kallsyms_num_syms")
+    self = try Kallsyms(exported, vmcoreinfo, in: memory)
+  }
+
+  private init(
+    _ tables: KallsymsTables, _ vmcoreinfo: Vmcoreinfo, in memory: VirtualMemory
+  ) throws(KallsymsError) {
     let rawCount: UInt32 =
-      try memory.table("kallsyms_num_syms", countAddress, count: 4).load(at: 0) ?? 0
+      try memory.table("kallsyms_num_syms", tables.count, count: 4).load(at: 0) ?? 0
     guard let count = Int(exactly: rawCount), (1...Self.maximumCount).contains(count) else {
-      throw .implausibleCount(rawCount, countAddress)
+      throw .implausibleCount(rawCount, tables.count)
     }
     let tokens = try SymbolTokens(
-      table: address("kallsyms_token_table"), index: address("kallsyms_token_index"), in: memory)
-    let readings = try Self.readNames(
-      at: address("kallsyms_names"), count: count, tokens: tokens, in: memory)
-    let forms = try Self.readAddresses(vmcoreinfo, count: count, in: memory)
+      table: tables.tokenTable, index: tables.tokenIndex, in: memory)
+    let readings = try Self.readNames(at: tables.names, count: count, tokens: tokens, in: memory)
+    let forms = try Self.readAddresses(tables.addresses, count: count, in: memory)
 
     var best: (names: SymbolNames, addresses: SymbolAddresses, agreement: Agreement)?
     for names in readings {
@@ -124,49 +139,50 @@ extension Kallsyms {
     }
     if readings.isEmpty, let failure { throw failure }
     if readings.count > 1,
-      let proven = readings.first(where: { agreesWithMarkers($0, at: address, in: memory) })
+      let proven = readings.first(where: { $0.agreeWithMarkers(at: address, in: memory) })
     {
       return [proven]
     }
     return readings
   }
 
-  /// True if `kallsyms_markers` is where it should be if these are the names. It follows them at
-  /// the next multiple of eight, and says where every 256th name begins (scripts/kallsyms.c; 32
-  /// bits each since 4.20, 80ffbaa5b1bd).
-  private static func agreesWithMarkers(
-    _ names: SymbolNames, at address: VirtualAddress, in memory: VirtualMemory
-  ) -> Bool {
-    let end = address.rawValue &+ UInt64(names.size)
-    let markers = VirtualAddress((end &+ 7) & ~7)
-    guard let bytes = try? memory.table("kallsyms_markers", markers, count: names.marks.count * 4)
-    else { return false }
-    return names.marks.enumerated().allSatisfy { index, mark in
-      bytes.load(UInt32.self, at: index * 4) == mark
+  /// The addresses in every form that can be. A table that is not at hand is an error unless there
+  /// is another.
+  private static func readAddresses(
+    _ tables: [KallsymsTables.Addresses], count: Int, in memory: VirtualMemory
+  ) throws(KallsymsError) -> [SymbolAddresses] {
+    var forms: [SymbolAddresses] = []
+    var failure: KallsymsError?
+    for table in tables {
+      do throws(KallsymsError) {
+        forms += try readAddresses(table, count: count, in: memory)
+      } catch {
+        failure = failure ?? error
+      }
     }
+    if forms.isEmpty, let failure { throw failure }
+    return forms
   }
 
-  /// The addresses in every form that can be, by the tables that VMCOREINFO names.
   private static func readAddresses(
-    _ vmcoreinfo: Vmcoreinfo, count: Int, in memory: VirtualMemory
+    _ addresses: KallsymsTables.Addresses, count: Int, in memory: VirtualMemory
   ) throws(KallsymsError) -> [SymbolAddresses] {
-    if let table = vmcoreinfo.symbol("kallsyms_addresses") {
+    switch addresses {
+    case .absolute(let table):
       let bytes = try memory.table(
         "kallsyms_addresses", table, count: count * SymbolAddresses.absoluteEntrySize)
       return [SymbolAddresses(.absolute, count: count, bytes: bytes)]
+    case .offsets(let table, let baseAddress):
+      var forms = [SymbolAddressForm.placeRelative(table: table)]
+      if let baseAddress {
+        let bytes = try memory.table("kallsyms_relative_base", baseAddress, count: 8)
+        let base: UInt64 = bytes.load(at: 0) ?? 0
+        forms += [.absolutePerCPU(base: base), .baseRelative(base: base)]
+      }
+      let bytes = try memory.table(
+        "kallsyms_offsets", table, count: count * SymbolAddresses.offsetEntrySize)
+      return forms.map { SymbolAddresses($0, count: count, bytes: bytes) }
     }
-    guard let table = vmcoreinfo.symbol("kallsyms_offsets") else {
-      throw .notExported(table: "kallsyms_offsets", release: vmcoreinfo.release)
-    }
-    var forms = [SymbolAddressForm.placeRelative(table: table)]
-    if let baseAddress = vmcoreinfo.symbol("kallsyms_relative_base") {
-      let bytes = try memory.table("kallsyms_relative_base", baseAddress, count: 8)
-      let base: UInt64 = bytes.load(at: 0) ?? 0
-      forms += [.absolutePerCPU(base: base), .baseRelative(base: base)]
-    }
-    let bytes = try memory.table(
-      "kallsyms_offsets", table, count: count * SymbolAddresses.offsetEntrySize)
-    return forms.map { SymbolAddresses($0, count: count, bytes: bytes) }
   }
 
   private static let maximumCompared = 256

@@ -2,8 +2,9 @@ import Memory
 
 /// The kernel's symbol table could not be read.
 public enum KallsymsError: Error, Hashable, Sendable {
-  /// VMCOREINFO does not say where a table lies. Kernels say so since 6.0.
-  case notExported(table: String, release: String)
+  /// VMCOREINFO does not say where a table lies (kernels say so since 6.0), and the kernel's image
+  /// has nothing of the tables' structure.
+  case notFound(table: String, release: String)
   /// A table is not in the memory at hand.
   case unreadable(table: String, VirtualAddress, MemoryError)
   /// `kallsyms_num_syms` cannot be the number of a kernel's symbols.
@@ -20,7 +21,7 @@ public enum KallsymsError: Error, Hashable, Sendable {
 extension KallsymsError: Diagnosis {
   public var name: String {
     switch self {
-    case .notExported: "kallsyms.not-exported"
+    case .notFound: "kallsyms.not-found"
     case .unreadable: "kallsyms.unreadable"
     case .implausibleCount: "kallsyms.implausible-count"
     case .malformedToken: "kallsyms.malformed-token"
@@ -31,8 +32,9 @@ extension KallsymsError: Diagnosis {
 
   public var problem: String {
     switch self {
-    case .notExported(let table, let release):
-      "the VMCOREINFO of kernel \(release) does not say where \(table) lies"
+    case .notFound(let table, let release):
+      "the VMCOREINFO of kernel \(release) does not say where \(table) lies, and no symbol table was "
+        + "found in the kernel's image"
     case .unreadable(let table, let address, let error):
       "\(table) of the kernel cannot be read at \(address): \(error)"
     case .implausibleCount(let count, let address):
@@ -49,8 +51,8 @@ extension KallsymsError: Diagnosis {
 
   public var advice: String? {
     switch self {
-    case .notExported:
-      "kernels before 6.0 keep this to themselves; give the kernel's vmlinux with debug information"
+    case .notFound:
+      "the kernel may have been built without CONFIG_KALLSYMS, or the dump lacks parts of its image"
     case .unreadable:
       "check that the dump is complete and was not filtered beyond makedumpfile's -d 31"
     case .implausibleCount, .malformedToken, .malformedName:

@@ -96,6 +96,23 @@ struct SymbolNames: Sendable {
   /// Size in bytes of all names.
   var size: Int { bytes.count }
 
+  /// True if `kallsyms_markers` is where it should be if these are the names. It follows them at the
+  /// next multiple of eight, and says where every 256th name begins (scripts/kallsyms.c; 32 bits each
+  /// since 4.20, 80ffbaa5b1bd, before 64).
+  func agreeWithMarkers(at address: VirtualAddress, in memory: VirtualMemory) -> Bool {
+    let end = address.rawValue &+ UInt64(size)
+    let markers = VirtualAddress((end &+ 7) & ~7)
+    return [4, 8].contains { width in
+      guard
+        let bytes = try? memory.table("kallsyms_markers", markers, count: marks.count * width)
+      else { return false }
+      return marks.enumerated().allSatisfy { index, mark in
+        bytes.load(UInt32.self, at: index * width) == mark
+          && (width == 4 || bytes.load(UInt32.self, at: index * width + 4) == 0)
+      }
+    }
+  }
+
   /// Where the codes of the name at `position` are. Positions were checked by init.
   private func codes(at position: Int) -> Range<Int> {
     let length = Int(bytes[position])
