@@ -37,8 +37,8 @@ class OutputTest:
 
     def _kdump(self, guest, path, dumps, compression, answers):
         result = f"{path}.{compression}"
-        done = self.program.run(*dumps, "--guest", guest.pid, "--format", f"kdump-{compression}", "-o", result, "--force",
-                                "--no-progress")
+        done = self.program.run(*dumps, "--guest", guest.pid, "--format", f"kdump-{compression}", "-o", result,
+                                "--force", "--no-progress", *self.program.options)
         if done.returncode not in (EXIT_COMPLETE, EXIT_FINDINGS):
             return [f"ended with {done.returncode}: {done.stderr.strip()[-300:]}"]
         try:

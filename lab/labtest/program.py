@@ -11,6 +11,7 @@ DEFAULT = os.path.join(os.path.dirname(os.path.abspath(__file__)), "../../.build
 class Program:
     def __init__(self):
         self.path = os.environ.get("VMCORE_SPLIT", DEFAULT)
+        self.options = os.environ.get("OPTIONS", "").split()
 
     def run(self, *words):
         return subprocess.run([self.path, *words], capture_output=True, text=True, errors="replace")
@@ -21,7 +22,7 @@ class Program:
         os.makedirs(folder)
         memory = folder + ".memory"
         done = subprocess.run(["/usr/bin/time", "-q", "-f", "%M", "-o", memory, self.path, *dumps, "-o", folder,
-                               "--force", "--no-progress", *options], capture_output=True, text=True, errors="replace")
+                               "--force", "--no-progress", *self.options, *options], capture_output=True, text=True, errors="replace")
         with open(memory) as file:
             kib = int(file.read().split()[-1])
         os.remove(memory)
@@ -31,15 +32,15 @@ class Program:
         """(exit status, messages) of writing a guest to a pipe, which goes into a file"""
         with open(path, "wb") as file:
             copy = subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=file)
-            done = subprocess.run([self.path, *dumps, "--guest", guest.pid, "-o", "-", "--no-progress"], stdout=copy.stdin,
-                                  stderr=subprocess.PIPE, text=True, errors="replace")
+            done = subprocess.run([self.path, *dumps, "--guest", guest.pid, "-o", "-", "--no-progress", *self.options],
+                                  stdout=copy.stdin, stderr=subprocess.PIPE, text=True, errors="replace")
             copy.stdin.close()
             copy.wait()
         return done.returncode, done.stderr
 
     def report(self, dumps, *options):
         """{pid: the guest} of `vmcore-split registers`"""
-        done = self.run("registers", "--json", *dumps, *options)
+        done = self.run("registers", "--json", *dumps, *self.options, *options)
         if done.returncode not in (EXIT_COMPLETE, EXIT_FINDINGS):
             return {}
         return {str(guest["pid"]): guest for guest in json.loads(done.stdout)["guests"]}

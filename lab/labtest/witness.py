@@ -95,9 +95,17 @@ def merge(pages):
     return runs
 
 
+def has_member(pointer, name):
+    return pointer.type_.type.has_member(name)
+
+
 def slots(kvm):
     """(guest address, size, VMM's address) of the VM's ordinary memory slots"""
     memslots = kvm.memslots[0]
+    if has_member(memslots, "used_slots"):     # until 5.16
+        for slot in memslots.memslots[:memslots.used_slots.value_()]:
+            yield slot.base_gfn.value_() * PAGE, slot.npages.value_() * PAGE, slot.userspace_addr.value_()
+        return
     node = f"id_node[{memslots.node_idx.value_()}]"
     for bucket in memslots.id_hash:
         for slot in hlist_for_each_entry("struct kvm_memory_slot", bucket, node):
@@ -187,7 +195,11 @@ class PhysicalCpus:
 
 def vcpus(prog, kvm, cpus, page_table):
     result = []
-    for index, entry in xa_for_each(kvm.vcpu_array.address_of_()):
+    if has_member(kvm, "vcpus"):     # until 5.16
+        entries = [(index, kvm.vcpus[index]) for index in range(kvm.online_vcpus.counter.value_())]
+    else:
+        entries = xa_for_each(kvm.vcpu_array.address_of_())
+    for index, entry in entries:
         vcpu = drgn.Object(prog, "struct kvm_vcpu *", value=entry.value_())
         svm = container_of(vcpu, prog.type("struct vcpu_svm"), "vcpu")
         running = None
