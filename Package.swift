@@ -41,7 +41,7 @@ let package = Package(
   ],
   targets: [
     systemLibrary("CDeflate", pkgConfig: "libdeflate", debian: "libdeflate-dev"),
-    systemLibrary("CElfutils", pkgConfig: "libelf", debian: "libelf-dev"),
+    systemLibrary("CElfutils", pkgConfig: "libdw", debian: "libdw-dev"),
     systemLibrary("CLZO", pkgConfig: "lzo2", debian: "liblzo2-dev"),
     systemLibrary("CSnappy", pkgConfig: "snappy", debian: "libsnappy-dev"),
     // The tests' second witness.
@@ -58,7 +58,7 @@ let package = Package(
         "Memory", "CDeflate", "CLZO", "CSnappy", "CZstd", "CShim",
         .product(name: "SystemPackage", package: "swift-system"),
       ]),
-    library("LinuxKernel", uses: ["Memory", "X86"]),
+    library("LinuxKernel", uses: ["Memory", "X86", "CElfutils"]),
     .target(
       name: "ControlBlocks", dependencies: ["Memory", "X86", "Guest"],
       resources: vmcsLayouts.map { .embedInCode("VMX/Layouts/\($0).txt") } + [

@@ -55,7 +55,14 @@ extension VirtualProcessors {
   fileprivate var controlBlocks: [ControlBlockNote] {
     guard case .svm(let types) = host.vendor else { return [] }
     return objects.enumerated().flatMap { index, object in
-      (try? SVMProcessor(object, types: types))?.notes(of: index) ?? []
+      if let (address, block) = blocks?.block(of: object) {
+        return [
+          ControlBlockNote(
+            kind: .vmcb, processor: index, isCurrent: true, runsNestedGuest: false,
+            address: address, block: block.bytes)
+        ]
+      }
+      return (try? SVMProcessor(object, types: types))?.notes(of: index) ?? []
     }
   }
 }

@@ -38,10 +38,7 @@ public struct KVMHost: Sendable {
       module = try kernel.module("kvm")
       types = module?.types ?? kernel.types
       list = try module?.address(of: "vm_list") ?? kernel.symbol("vm_list")
-      vendor = try Vendor(of: kernel, kvm: module)
-      vendorModule = try vendor.moduleName.flatMap { name throws(KernelError) in
-        try kernel.module(name)
-      }
+      (vendor, vendorModule) = try Vendor.find(in: kernel, kvm: module)
     } catch {
       throw .kernel(error)
     }
@@ -104,16 +101,26 @@ public struct KVMHost: Sendable {
       throw failure.map(KVMError.kernel) ?? .noGuests(release: kernel.vmcoreinfo.release)
     }
     let filter = FilteredPages(on: self)
+    let blocks = foundControlBlocks(of: objects)
     var machines: [VirtualMachine] = []
     var failures = failure.map { [KVMError.kernel($0)] } ?? []
     for object in objects {
       do throws(KernelError) {
-        machines.append(try VirtualMachine(object, on: self, filter: filter))
+        machines.append(try VirtualMachine(object, on: self, filter: filter, blocks: blocks))
       } catch {
         failures.append(.machine(at: object.address, error))
       }
     }
     return (machines, failures)
+  }
+
+  /// AMD's control blocks of these VMs' vCPUs, where no types tell where they are.
+  private func foundControlBlocks(of machines: [KernelObject]) -> FoundControlBlocks? {
+    guard case .svm(let types) = vendor, types.structure(named: "vcpu_svm") == nil else {
+      return nil
+    }
+    return FoundControlBlocks(
+      of: machines.flatMap { (try? VirtualProcessors.objects(of: $0, self)) ?? [] })
   }
 
   /// A symbol of KVM, be it a module or built in.
@@ -131,8 +138,16 @@ public struct KVMHost: Sendable {
   }
 
   func structure(_ name: String) throws(KernelError) -> BTFType {
-    guard let type = types.structure(named: name) else { throw .noType(name) }
+    guard let type = types.structure(named: name) else {
+      throw module?.missingTypes ?? .noType(name)
+    }
     return type
+  }
+
+  /// Why a type of the module that drives the processor's virtualisation is not known, if that is
+  /// what the error says.
+  func explained(_ error: KernelError) -> KernelError {
+    if case .noType = error, let reason = vendorModule?.missingTypes { reason } else { error }
   }
 }
 
@@ -143,16 +158,20 @@ enum Vendor: Sendable {
   case unknown
 
   /// `kvm_x86_ops.name` tells (since 6.1, 08a9d59c6a0e); before that, which module is loaded.
-  init(of kernel: LinuxKernel, kvm: KernelModule?) throws(KernelError) {
-    var name = Self.operationsName(kernel, kvm)
-    for module in ["kvm_amd", "kvm_intel"] where name == nil {
-      name = try kernel.module(module)?.name
+  static func find(
+    in kernel: LinuxKernel, kvm: KernelModule?
+  ) throws(KernelError) -> (vendor: Vendor, module: KernelModule?) {
+    let told = operationsName(kernel, kvm)
+    for name in ["kvm_amd", "kvm_intel"] where told == nil || told == name {
+      if let module = try kernel.module(name) { return (Vendor(name, module.types), module) }
+      // Built in.
+      if told != nil { return (Vendor(name, kernel.types), nil) }
     }
-    switch name {
-    case "kvm_amd": self = .svm(try kernel.module("kvm_amd")?.types ?? kernel.types)
-    case "kvm_intel": self = .vmx(try kernel.module("kvm_intel")?.types ?? kernel.types)
-    default: self = .unknown
-    }
+    return (.unknown, nil)
+  }
+
+  private init(_ module: String, _ types: BTF) {
+    self = module == "kvm_amd" ? .svm(types) : .vmx(types)
   }
 
   private static func operationsName(_ kernel: LinuxKernel, _ kvm: KernelModule?) -> String? {
@@ -165,14 +184,6 @@ enum Vendor: Sendable {
       let text = try? name.pointer()
     else { return nil }
     return try? kernel.memory.string(text)
-  }
-
-  var moduleName: String? {
-    switch self {
-    case .svm: "kvm_amd"
-    case .vmx: "kvm_intel"
-    case .unknown: nil
-    }
   }
 
   var backend: String {

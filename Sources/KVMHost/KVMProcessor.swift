@@ -17,7 +17,7 @@ struct KVMProcessor {
 
   init(
     _ vcpu: KernelObject, index: Int, on host: KVMHost, protection: Protection,
-    _ structures: ControlStructures
+    _ structures: ControlStructures, _ blocks: FoundControlBlocks?
   ) throws(KernelError) {
     guard protection != .sevES else {
       processor = VirtualProcessor(
@@ -28,11 +28,11 @@ struct KVMProcessor {
     var resume: (any ResumeState)?
     do throws(KernelError) {
       (findings, resume) = try Self.readControlBlock(
-        of: vcpu, index, host, structures, into: &registers)
+        of: vcpu, index, host, structures, blocks, into: &registers)
     } catch {
       // KVM's own copies are still good, but for CR3, which changes without an exit.
       registers[.cr3] = .unknown(reason: "the control block, which is newer, cannot be read")
-      findings.append(.noControlBlock(index, error))
+      findings.append(.noControlBlock(index, host.explained(error)))
     }
     var state = VirtualProcessor.State.exited
     let isInGuestMode = try vcpu["mode"].signed() == Self.inGuestMode(host.types)
@@ -70,10 +70,14 @@ struct KVMProcessor {
   /// registers are those of a nested guest, gives also what the guest resumes with after it.
   private static func readControlBlock(
     of vcpu: KernelObject, _ index: Int, _ host: KVMHost, _ structures: ControlStructures,
-    into registers: inout RegisterFile
+    _ blocks: FoundControlBlocks?, into registers: inout RegisterFile
   ) throws(KernelError) -> ([Finding], (any ResumeState)?) {
     switch host.vendor {
     case .svm(let types):
+      if let blocks {
+        try blocks.read(vcpu, into: &registers)
+        return ([], nil)
+      }
       let svm = try SVMProcessor(vcpu, types: types)
       try svm.read(into: &registers)
       return ([], try svm.resumeState())
@@ -102,7 +106,7 @@ struct KVMProcessor {
       _ = try VMXProcessor(vcpu, on: host, types: types)
       return .noControlBlock(index, .noMember(type: "vcpu_vmx", anyOf: ["loaded_vmcs"]))
     } catch {
-      return .noControlBlock(index, error)
+      return .noControlBlock(index, host.explained(error))
     }
   }
 
@@ -127,7 +131,7 @@ extension Finding {
     Finding(
       .warning, "vcpu.no-control-block",
       "vCPU \(index): registers kept in the processor's control block are not known:"
-        + " \(error.problem)")
+        + " \(error.problem)" + (error.advice.map { "; \($0)" } ?? ""))
   }
 
   /// - Parameter failure: why the registers of the owner of the vCPU are not all known.

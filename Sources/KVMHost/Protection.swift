@@ -11,8 +11,13 @@ enum Protection: String, Sendable {
 
   /// Reads `kvm_svm.sev_info` (arch/x86/kvm/svm/svm.h, 1654efcbc431; `es_active` since 5.11,
   /// 916391a2d1dc). `struct kvm` is the first member of `struct kvm_svm`.
-  init(of machine: KernelObject, on host: KVMHost) throws(KernelError) {
-    self = .none
+  ///
+  /// Without types the control blocks tell.
+  init(
+    of machine: KernelObject, _ vcpus: [KernelObject], on host: KVMHost,
+    _ blocks: FoundControlBlocks?
+  ) throws(KernelError) {
+    self = blocks?.protection(of: vcpus) ?? .none
     guard case .svm(let types) = host.vendor, let type = types.structure(named: "kvm_svm"),
       let sev = try machine.container(of: type, member: "kvm").memberIfPresent("sev_info"),
       try sev["active"].isTrue()

@@ -14,7 +14,10 @@ struct VirtualMachine: Sendable {
   let slots: [MemorySlot]
   private let hasCommandLine: Bool
 
-  init(_ object: KernelObject, on host: KVMHost, filter: FilteredPages) throws(KernelError) {
+  /// - Parameter blocks: AMD's control blocks, where no types tell where they are.
+  init(
+    _ object: KernelObject, on host: KVMHost, filter: FilteredPages, blocks: FoundControlBlocks?
+  ) throws(KernelError) {
     self.object = object
     let mm = try object["mm"].required()
     let process = try host.kernel.identity(of: mm)
@@ -24,19 +27,21 @@ struct VirtualMachine: Sendable {
       name: commandLine.name, uuid: commandLine.uuid,
       pid: try object["userspace_pid"].signed(), command: process.command,
       backend: host.vendor.backend)
-    protection = try Protection(of: object, on: host)
+    let vcpus = try VirtualProcessors.objects(of: object, host)
+    protection = try Protection(of: object, vcpus, on: host, blocks)
     slots = try MemorySlot.active(of: object)
     memory = MemoryMap(
       regions: slots.map(\.noted.region),
       backing: KVMMemory(
         slots: slots, tables: try host.kernel.pageTables(of: mm), filter: filter,
         isEncrypted: protection != .none))
-    processors = try VirtualProcessors(of: object, on: host, protection: protection)
+    processors = VirtualProcessors(vcpus, on: host, protection: protection, blocks: blocks)
   }
 
   func guest(_ structures: ControlStructures) throws(KernelError) -> Guest {
     let read = processors.read(structures)
     var findings = protection.findings + structures.findings(of: self) + read.findings
+    if let blocks = processors.blocks { findings.append(blocks.finding) }
     if !hasCommandLine {
       findings.append(
         Finding(

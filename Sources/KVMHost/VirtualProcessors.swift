@@ -8,14 +8,18 @@ struct VirtualProcessors: Sendable {
   /// Every `struct kvm_vcpu`, in the order of their index.
   let objects: [KernelObject]
   let host: KVMHost
+  /// AMD's control blocks, where no types tell where they are.
+  let blocks: FoundControlBlocks?
   private let protection: Protection
 
   init(
-    of machine: KernelObject, on host: KVMHost, protection: Protection
-  ) throws(KernelError) {
-    objects = try Self.objects(of: machine, host)
+    _ objects: [KernelObject], on host: KVMHost, protection: Protection,
+    blocks: FoundControlBlocks?
+  ) {
+    self.objects = objects
     self.host = host
     self.protection = protection
+    self.blocks = blocks
   }
 
   /// - Parameter structures: the VMCSs of the host, where it is Intel's.
@@ -28,7 +32,7 @@ struct VirtualProcessors: Sendable {
       let index = processors.count
       do throws(KernelError) {
         let vcpu = try KVMProcessor(
-          object, index: index, on: host, protection: protection, structures)
+          object, index: index, on: host, protection: protection, structures, blocks)
         processors.append(vcpu.processor)
         findings += vcpu.findings
       } catch {
@@ -43,7 +47,7 @@ struct VirtualProcessors: Sendable {
   }
 
   /// Since 5.17 (c5b077549136) vCPUs are in an xarray, before in an array of pointers.
-  private static func objects(
+  static func objects(
     of machine: KernelObject, _ host: KVMHost
   ) throws(KernelError) -> [KernelObject] {
     let type = try host.structure("kvm_vcpu")

@@ -14,6 +14,8 @@ public enum KernelError: Error, Sendable {
   case noSymbol(String, module: String?)
   /// A type description could not be decoded.
   case types(BTFError, of: String)
+  /// Neither the dump nor a file describes the types of the kernel or a module.
+  case noTypes(of: String, DebugFileError)
   /// No type description knows this structure.
   case noType(String)
   /// A structure has none of these members.
@@ -35,6 +37,7 @@ extension KernelError: Diagnosis {
     case .symbols: "kernel.symbols"
     case .noSymbol: "kernel.no-symbol"
     case .types: "kernel.types"
+    case .noTypes: "kernel.no-types"
     case .noType: "kernel.no-type"
     case .noMember: "kernel.no-member"
     case .unexpectedKind: "kernel.unexpected-kind"
@@ -57,8 +60,10 @@ extension KernelError: Diagnosis {
       "no symbol \(symbol) in " + (module.map { "module \($0)" } ?? "the kernel")
     case .types(let error, let owner):
       "the type information (BTF) of \(owner) cannot be read: \(error.problem)"
+    case .noTypes(let owner, let error):
+      "\(owner) keeps no type information (BTF) in memory, and \(error.problem)"
     case .noType(let type):
-      "the kernel's type information (BTF) has no struct \(type)"
+      "the kernel's type information has no struct \(type)"
     case .noMember(let type, let members):
       "struct \(type) has no member \(members.joined(separator: " or "))"
     case .unexpectedKind(let type, let needed):
@@ -81,6 +86,7 @@ extension KernelError: Diagnosis {
       "the VMCOREINFO may be a stale copy, or the dump damaged"
     case .symbols(let error, _): error.advice
     case .types(let error, _): error.advice
+    case .noTypes(_, let error): error.advice
     case .noSymbol, .noType:
       "the kernel may have been built without CONFIG_KALLSYMS_ALL or CONFIG_DEBUG_INFO_BTF"
     case .noMember, .unexpectedKind:

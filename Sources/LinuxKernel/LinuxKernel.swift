@@ -1,29 +1,36 @@
 import Memory
 import X86
 
-/// A Linux kernel in a physical memory: its address space, symbols and types, all taken from that
-/// memory alone.
+/// A Linux kernel in a physical memory: its address space, symbols and types, taken from that memory
+/// as far as it has them.
 ///
 /// The way in is VMCOREINFO: from it the page tables, then kallsyms (exported there since 6.0, else
 /// found in the kernel's image), then BTF of the kernel and, by its list `btf_modules`, of each
-/// module.
+/// module. Where there is no BTF, types come from files with debug information.
 public struct LinuxKernel: Sendable {
   public let vmcoreinfo: Vmcoreinfo
   /// The kernel's own address space.
   public private(set) var memory: VirtualMemory
   public let types: BTF
+  /// Where types come from that the memory does not have.
+  let debug: DebugInformation
   private let symbols: Kallsyms
   /// What is looked up in every host, found in one pass over the table.
   private let frequentSymbols: [String: VirtualAddress]
 
   private static let frequentNames: Set = [
-    "__start_BTF", "__stop_BTF", "btf_modules", "empty_zero_page", "init_task",
-    "kvm_uret_msrs_list", "kvm_x86_ops", "modules", "nr_swapfiles", "shmem_aops", "vm_list",
-    "vmemmap_base", "vmx_vmexit",
+    "__start_BTF", "__start_notes", "__stop_BTF", "__stop_notes", "btf_modules",
+    "empty_zero_page", "init_task", "kvm_uret_msrs_list", "kvm_x86_ops", "modules",
+    "nr_swapfiles", "shmem_aops", "vm_list", "vmemmap_base", "vmx_vmexit",
   ]
 
-  public init(_ vmcoreinfo: Vmcoreinfo, in physical: any PhysicalMemory) throws(KernelError) {
+  /// - Parameter debug: files with debug information.
+  public init(
+    _ vmcoreinfo: Vmcoreinfo, in physical: any PhysicalMemory,
+    debug: DebugInformation = DebugInformation()
+  ) throws(KernelError) {
     self.vmcoreinfo = vmcoreinfo
+    self.debug = debug
     memory = try VirtualMemory(ofKernel: vmcoreinfo, in: physical)
     do throws(KallsymsError) {
       symbols = try Kallsyms(vmcoreinfo, in: memory)
@@ -31,14 +38,61 @@ public struct LinuxKernel: Sendable {
       throw .symbols(error, release: vmcoreinfo.release)
     }
     frequentSymbols = symbols.addresses(of: Self.frequentNames)
-    if let start = frequentSymbols["__start_BTF"], let stop = frequentSymbols["__stop_BTF"] {
-      types = try BTF.read(
-        at: start, size: stop.distance(from: start), of: "the kernel", in: memory, base: nil)
-    } else if let found = KernelImage(vmcoreinfo, in: memory)?.types() {
-      types = found
-    } else {
+    if debug.only != .dwarf,
+      let own = try Self.ownTypes(vmcoreinfo, frequentSymbols, in: memory)
+    {
+      types = own
+    } else if debug.only == .btf {
       throw .noSymbol("__start_BTF", module: nil)
+    } else {
+      do throws(DebugFileError) {
+        types = try debug.typesOfKernel(
+          vmcoreinfo.release,
+          buildID: vmcoreinfo.buildID ?? Self.buildID(frequentSymbols, in: memory))
+      } catch {
+        throw .noTypes(of: "kernel \(vmcoreinfo.release)", error)
+      }
     }
+  }
+
+  /// The kernel's BTF: by its symbols, else by its form in the kernel's image.
+  private static func ownTypes(
+    _ vmcoreinfo: Vmcoreinfo, _ symbols: [String: VirtualAddress], in memory: VirtualMemory
+  ) throws(KernelError) -> BTF? {
+    guard let start = symbols["__start_BTF"], let stop = symbols["__stop_BTF"] else {
+      return KernelImage(vmcoreinfo, in: memory)?.types()
+    }
+    return try BTF.read(
+      at: start, size: stop.distance(from: start), of: "the kernel", in: memory, base: nil)
+  }
+
+  /// The build-id in the kernel's notes, for kernels whose VMCOREINFO has none (before 5.9).
+  private static func buildID(
+    _ symbols: [String: VirtualAddress], in memory: VirtualMemory
+  ) -> String? {
+    guard let start = symbols["__start_notes"], let stop = symbols["__stop_notes"],
+      let size = Int(exactly: stop.distance(from: start)), size <= 64 << 10,
+      let notes = try? memory.read(start, count: size)
+    else { return nil }
+    return buildID(inNotes: notes)
+  }
+
+  /// The build-id among ELF notes (`NT_GNU_BUILD_ID`).
+  static func buildID(inNotes notes: [UInt8]) -> String? {
+    var offset = 0
+    // Elf64_Nhdr: n_namesz, n_descsz, n_type, four bytes each; name and content padded to four.
+    while let nameSize: UInt32 = notes.load(at: offset),
+      let size: UInt32 = notes.load(at: offset + 4), let type: UInt32 = notes.load(at: offset + 8),
+      Int(nameSize) <= notes.count, Int(size) <= notes.count
+    {
+      let content = offset + 12 + (Int(nameSize) + 3) & ~3
+      guard content + Int(size) <= notes.count else { return nil }
+      if type == 3, notes[(offset + 12)..<content].starts(with: Array("GNU\0".utf8)) {
+        return buildIDText(notes[content..<(content + Int(size))])
+      }
+      offset = content + (Int(size) + 3) & ~3
+    }
+    return nil
   }
 
   /// The same kernel seen through another memory that holds it.

@@ -7,6 +7,8 @@ public struct KernelModule: Sendable {
   private let symbols: [String: VirtualAddress]
   /// The module's own types, with the kernel's behind them.
   public let types: BTF
+  /// Why there are only the kernel's, if it is so.
+  public let missingTypes: KernelError?
 
   public func address(of symbol: String) throws(KernelError) -> VirtualAddress {
     guard let address = symbols[symbol] else { throw .noSymbol(symbol, module: name) }
@@ -14,13 +16,16 @@ public struct KernelModule: Sendable {
   }
 
   public func structure(_ name: String) throws(KernelError) -> BTFType {
-    guard let type = types.structure(named: name) else { throw .noType(name) }
+    guard let type = types.structure(named: name) else { throw missingTypes ?? .noType(name) }
     return type
   }
 
-  init(_ module: KernelObject, named name: String, types: BTF) throws(KernelError) {
+  init(
+    _ module: KernelObject, named name: String, types: BTF, missingTypes: KernelError?
+  ) throws(KernelError) {
     self.name = name
     self.types = types
+    self.missingTypes = missingTypes
     symbols = try Self.symbols(of: module, named: name)
   }
 
@@ -86,10 +91,68 @@ extension LinuxKernel {
     let (modules, failure) = try object("modules", type: "list_head")
       .reachableListElements(of: type, link: "list", limit: 1 << 14)
     for module in modules where (try? module["name"].text()) == name {
-      return try KernelModule(module, named: name, types: try types(ofModule: module) ?? types)
+      return try self.module(module, named: name)
     }
     if let failure { throw failure }
     return nil
+  }
+
+  private func module(
+    _ module: KernelObject, named name: String
+  ) throws(KernelError) -> KernelModule {
+    var types = types
+    var missingTypes: KernelError?
+    if debug.only != .dwarf, let own = try self.types(ofModule: module) {
+      types = own
+    } else if debug.only == .btf {
+      missingTypes = .noSymbol("btf_modules", module: nil)
+    } else {
+      do throws(DebugFileError) {
+        types = try debug.typesOfModule(
+          name, of: vmcoreinfo.release, buildID: Self.buildID(ofModule: module), base: types)
+      } catch {
+        missingTypes = .noTypes(of: "module \(name)", error)
+      }
+    }
+    return try KernelModule(module, named: name, types: types, missingTypes: missingTypes)
+  }
+
+  /// `module.build_id` (5.14, 9294523e3768, where stack traces show it), else the notes that sysfs
+  /// shows.
+  private static func buildID(ofModule module: KernelObject) -> String? {
+    if let member = module.memberIfPresent("build_id"), let size = member.type.size, size <= 64,
+      let bytes = try? member.memory.read(member.address, count: Int(size)), !bytes.isZero
+    {
+      return buildIDText(bytes)
+    }
+    guard let notes = try? module.memberIfPresent("notes_attrs")?.dereferenced() else { return nil }
+    for section in noteSections(notes) {
+      guard let place = try? section["private"].pointer(),
+        let size = try? section["size"].unsigned(), size <= 4096,
+        let bytes = try? module.memory.read(place, count: Int(size))
+      else { continue }
+      if let buildID = buildID(inNotes: bytes) { return buildID }
+    }
+    return nil
+  }
+
+  /// The `struct bin_attribute` of each section with notes: so many, since 6.14 in a list of pointers
+  /// that ends with a null one.
+  private static func noteSections(_ notes: KernelObject) -> [KernelObject] {
+    let limit = 64
+    if let count = try? notes["notes"].unsigned() {
+      guard let attributes = try? notes["attrs"] else { return [] }
+      return (0..<min(Int(clamping: count), limit)).compactMap { try? attributes.element($0) }
+    }
+    guard let list = try? notes["grp.bin_attrs"].dereferenced() else { return [] }
+    var sections: [KernelObject] = []
+    for index in 0..<limit {
+      let entry = KernelObject(
+        in: list.memory, at: list.address + UInt64(8 * index), type: list.type)
+      guard let section = try? entry.dereferenced() else { break }
+      sections.append(section)
+    }
+    return sections
   }
 
   /// The split BTF that the kernel keeps of a loaded module (CONFIG_DEBUG_INFO_BTF_MODULES, 5.11,

@@ -26,7 +26,7 @@ struct HostAnalysis {
   ) throws {
     guard dump.process == nil else { throw Failure(DumpFileError.processCore(dump.path)) }
     let source: any FrameSource = recorder.map { RecordingSource(dump, $0) } ?? dump
-    let kernel = try Self.kernel(of: dump, source, threads: options.threadCount)
+    let kernel = try Self.kernel(of: dump, source, options)
     let processors = HostProcessors(
       notes: dump.notes.map { ($0.name, $0.type, $0.description) })
     let layouts = try VMCSLayouts.sources(options, dump, source)
@@ -54,22 +54,23 @@ struct HostAnalysis {
   /// The kernel that the dump's VMCOREINFO describes; if there is none or it is not to be trusted,
   /// the one whose note is in memory.
   private static func kernel(
-    of dump: DumpFile, _ source: any FrameSource, threads: Int
+    of dump: DumpFile, _ source: any FrameSource, _ options: CommonOptions
   ) throws -> LinuxKernel {
     var failure = KernelError.noVmcoreinfo
     if let vmcoreinfo = dump.vmcoreinfo.flatMap(Vmcoreinfo.init(text:)) {
       do throws(KernelError) {
-        return try LinuxKernel(vmcoreinfo, in: source)
+        return try LinuxKernel(vmcoreinfo, in: source, debug: options.debugInformation)
       } catch {
         guard case .pageTablesUnverified = error else { throw Failure(error) }
         failure = error
       }
     }
-    let search = VmcoreinfoSearch(MemoryMap(wholeOf: dump), dump, threads: threads)
+    let search = VmcoreinfoSearch(MemoryMap(wholeOf: dump), dump, threads: options.threadCount)
     for candidate in search.candidates()
     where (try? VirtualMemory(ofKernel: candidate.vmcoreinfo, in: source)) != nil {
       do throws(KernelError) {
-        return try LinuxKernel(candidate.vmcoreinfo, in: source)
+        return try LinuxKernel(
+          candidate.vmcoreinfo, in: source, debug: options.debugInformation)
       } catch {
         throw Failure(error)
       }

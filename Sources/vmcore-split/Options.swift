@@ -1,5 +1,6 @@
 import ArgumentParser
 import Guest
+import LinuxKernel
 import Memory
 
 /// What all commands that read a dump take.
@@ -36,6 +37,29 @@ struct CommonOptions: ParsableArguments {
     help: "Infer the layout of the VMCS (Intel) from the dump, even if one is known.")
   var solve = false
 
+  @Option(
+    name: .long,
+    help: ArgumentHelp(
+      "The host kernel's vmlinux with debug information, for a kernel without BTF.",
+      valueName: "file"),
+    completion: .file())
+  var vmlinux: String?
+
+  @Option(
+    name: .long,
+    help: ArgumentHelp(
+      "Folder with debug packages, installed or unpacked (default: /usr/lib/debug).",
+      valueName: "dir"),
+    completion: .directory)
+  var debugDir: [String] = []
+
+  @Option(
+    name: .long,
+    help: ArgumentHelp(
+      "Take types from the dump alone (btf), or from debug information alone (dwarf).",
+      valueName: "source"))
+  var types: TypeSource?
+
   @Flag(name: .shortAndLong, help: "Say only what went wrong.")
   var quiet = false
 
@@ -44,12 +68,21 @@ struct CommonOptions: ParsableArguments {
 
   var threadCount: Int { threads ?? min(availableProcessors, 1024) }
 
+  /// Where the host kernel's types come from besides the dump.
+  var debugInformation: DebugInformation {
+    DebugInformation(
+      only: types, vmlinux: vmlinux,
+      folders: debugDir.isEmpty ? DebugInformation.usualFolders : debugDir)
+  }
+
   func validate() throws {
     guard (1...1024).contains(threadCount) else {
       throw ValidationError("--threads takes a number from 1 to 1024")
     }
   }
 }
+
+extension TypeSource: ExpressibleByArgument {}
 
 /// What the commands take that read the core of a QEMU as well as a dump.
 struct CoreOptions: ParsableArguments {

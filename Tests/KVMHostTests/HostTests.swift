@@ -29,6 +29,7 @@ private typealias Change = @Sendable (inout KernelTypes) -> Void
     ("no mm.owner (no CONFIG_MEMCG)", Variant.noOwner),
     ("one control block (until 5.11)", Variant.oneControlBlock),
     ("a member for each word of intercepts (until 5.9)", Variant.interceptWords),
+    ("misc_ctl in the VMCB (by 7.2)", Variant.miscellaneousControls),
     ("kvm_x86_ops without a name (until 6.0)", Variant.noName),
     ("Linux 5.10", Variant.linux5_10),
     ("RHEL 8", Variant.el8),
@@ -53,6 +54,122 @@ private typealias Change = @Sendable (inout KernelTypes) -> Void
     options.kernel.namesTypes = namesTypes
     options.change = Variant.linux5_10
     try expectWhole(try OneGuest(options))
+  }
+
+  /// A host without types of its modules, whose vCPUs point at control blocks as the architecture
+  /// has them.
+  private static func hostWithoutModuleTypes() throws -> OneGuest {
+    var options = SyntheticHost.Options()
+    options.modulesHaveTypes = false
+    options.change = {
+      Variant.linux5_10(&$0)
+      $0["vcpu_svm"].add("room", .array(.u64, 256))
+    }
+    // The room must lie behind the vCPU, as all that kvm_amd adds does.
+    options.seed = try #require(
+      (1...100).first { seed in
+        var types = KernelTypes.host(seed: seed)
+        options.change(&types)
+        var kernel = SyntheticKernel(types)
+        let svm = kernel.make("vcpu_svm")
+        return kernel.address(svm, "room") > kernel.address(svm, "vcpu")
+      })
+    var one = try OneGuest(options)
+    for (index, processor) in one.machine.processors.enumerated() {
+      let frame = one.host.kernel.machine.allocate(1)
+      one.host.kernel.write(block(index), at: one.host.kernel.direct(frame.address))
+      let svm = try #require(processor.svm)
+      one.host.kernel.set(svm, "room[70]", one.host.kernel.direct(frame.address))
+      one.host.kernel.set(svm, "room[71]", frame.address.rawValue)
+    }
+    return one
+  }
+
+  /// A VMCB by the architecture (APM vol. 2, appendix B).
+  private static func block(_ index: Int) -> [UInt8] {
+    var block = [UInt8](repeating: 0, count: Int(pageSize))
+    func set(_ offset: Int, _ value: UInt64) {
+      for byte in 0..<8 {
+        block[offset + byte] = UInt8(truncatingIfNeeded: value >> UInt64(8 * byte))
+      }
+    }
+    set(0x000, 1 << 16)
+    set(0x010, 1)
+    set(0x090, 1)
+    set(0x410, 0x0000_ffff_029b_0010)
+    set(0x418, 0x1111_0000)
+    set(0x4d0, 1 << 12)
+    set(0x550, 0x1234_5000 + UInt64(index))
+    set(0x570, 0x246 + UInt64(index))
+    set(0x608, 0xffff_ffff_8160_0000 + UInt64(index))
+    return block
+  }
+
+  @Test func `control blocks are found by what all vCPUs point at, where no types tell`() throws {
+    let one = try Self.hostWithoutModuleTypes()
+    let guest = try Analysis(one.host).guest
+    #expect(guest.processors.count == 2)
+    for processor in guest.processors {
+      let index = UInt64(processor.index)
+      #expect(processor.registers[.rflags].value == 0x246 + index)
+      #expect(processor.registers[.cr3].value == 0x1234_5000 + index)
+      #expect(processor.registers[.lstar].value == 0xffff_ffff_8160_0000 + index)
+      #expect(processor.registers[.cs].value?.selector == 0x10)
+      #expect(processor.registers[.cs].value?.base == 0x1111_0000)
+      #expect(processor.registers[.rip].value == SyntheticHost.value("rip", processor.index))
+      #expect(processor.registers[.cr0].value == SyntheticHost.value("cr0", processor.index))
+    }
+    #expect(guest.findings.map(\.name) == ["vcpu.found-by-structure"])
+  }
+
+  @Test(arguments: ["pointer", "VMRUN", "EFER.SVME"])
+  func `what is no control block in one vCPU is none in any`(defect: String) throws {
+    var one = try Self.hostWithoutModuleTypes()
+    let svm = try #require(one.machine.processors[1].svm)
+    let block = VirtualAddress(one.host.kernel.load(svm, "room[70]"))
+    switch defect {
+    case "pointer": one.host.kernel.set(svm, "room[71]", block)
+    case "VMRUN": one.host.kernel.write([0], at: block + 0x10)
+    default: one.host.kernel.write([0, 0], at: block + 0x4d0)
+    }
+    let guest = try Analysis(one.host).guest
+    let findings = guest.findings.filter { $0.name == "vcpu.no-control-block" }
+    #expect(findings.count == 2)
+    #expect(findings.allSatisfy { $0.text.contains("module kvm_amd") })
+    #expect(guest.processors[0].registers[.rflags].value == nil)
+  }
+
+  private static let buildIDs: [(place: String, change: Change)] = [
+    ("the module", Variant.buildIDInModule), ("notes", Variant.buildIDInNotes),
+    ("a list of notes (since 6.14)", Variant.buildIDInNoteList),
+  ]
+
+  @Test(arguments: buildIDs.map(\.place))
+  func `types that are missing are named by the module's build-id, from`(
+    place: String
+  ) throws {
+    let change = try #require(Self.buildIDs.first { $0.place == place }).change
+    var options = SyntheticHost.Options()
+    options.modulesHaveTypes = false
+    options.moduleBuildID = (0..<20).map { 0xe0 &+ $0 }
+    options.change = {
+      Variant.linux5_10(&$0)
+      change(&$0)
+    }
+    let guest = try Analysis(try OneGuest(options).host).guest
+    let finding = try #require(guest.findings.first { $0.name == "vcpu.no-control-block" })
+    #expect(finding.text.contains("build-id e0e1e2e3e4e5e6e7e8e9eaebecedeeeff0f1f2f3,"))
+  }
+
+  @Test(arguments: [2, 6])
+  func `without types the control blocks tell what is encrypted`(control: UInt8) throws {
+    var one = try Self.hostWithoutModuleTypes()
+    let svm = try #require(one.machine.processors[0].svm)
+    let block = VirtualAddress(one.host.kernel.load(svm, "room[70]"))
+    one.host.kernel.write([control | 1], at: block + 0x90)
+    let guest = try Analysis(one.host).guest
+    #expect(guest.findings.contains { $0.name == "guest.encrypted" })
+    #expect((guest.processors[0].registers[.rip].value == nil) == (control == 6))
   }
 
   @Test func `five levels of page tables`() throws {

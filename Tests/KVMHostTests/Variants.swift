@@ -37,6 +37,29 @@ enum Variant {
     types["module"].add("strtab", .pointer(.char))
   }
 
+  /// The build-id in the module. Since 5.14, if stack traces show it.
+  static func buildIDInModule(_ types: inout KernelTypes) {
+    types["module"].add("build_id", .array(.u8, 20))
+  }
+
+  /// The build-id in the notes that sysfs shows.
+  static func buildIDInNotes(_ types: inout KernelTypes) {
+    types["module"].add("notes_attrs", .pointer(to: "module_notes_attrs"))
+    types["module_notes_attrs"] = CStructure([
+      "dir": .pointer(.void), "notes": .u32, "attrs": .array(.named("bin_attribute"), 0),
+    ])
+    types["bin_attribute"] = CStructure(["size": .u64, "private": .pointer(.void), "read": .u64])
+  }
+
+  /// The same in a list of pointers. Since 6.14.
+  static func buildIDInNoteList(_ types: inout KernelTypes) {
+    buildIDInNotes(&types)
+    types["module_notes_attrs"] = CStructure(["grp": .named("attribute_group")])
+    types["attribute_group"] = CStructure([
+      "name": .pointer(.char), "bin_attrs": .pointer(.pointer(to: "bin_attribute")),
+    ])
+  }
+
   /// One control block, no others by name. Until 5.11.
   static func oneControlBlock(_ types: inout KernelTypes) {
     types["vcpu_svm"].remove("vmcb01", "current_vmcb")
@@ -49,6 +72,11 @@ enum Variant {
       "intercept_cr": .u32, "intercept_dr": .u32, "intercept_exceptions": .u32, "intercept": .u64,
       "nested_ctl": .u64,
     ])
+  }
+
+  /// The controls of nested paging under the name that the architecture's manual gives them. By 7.2.
+  static func miscellaneousControls(_ types: inout KernelTypes) {
+    types["vmcb_control_area"].rename("nested_ctl", to: "misc_ctl")
   }
 
   /// KVM does not say whose virtualisation it drives. Until 6.0.

@@ -12,6 +12,10 @@ public struct SyntheticHost: Sendable {
     public var change: @Sendable (inout KernelTypes) -> Void = { _ in }
     /// Loaded modules of KVM's; those that are not are built in, as far as their symbols exist.
     public var modules: Set<String> = ["kvm", "kvm_amd"]
+    /// The kernel keeps BTF of its modules. Since 5.11.
+    public var modulesHaveTypes = true
+    /// The build-id of every module, where its structure has room for it.
+    public var moduleBuildID: [UInt8] = []
     /// KVM's types are in the kernel's BTF too, as where a part of the kernel uses them.
     public var kernelHasKVMTypes = true
     /// `kvm_x86_ops.name`.
@@ -172,6 +176,18 @@ public struct SyntheticHost: Sendable {
     return SyntheticObject(pageArray + frame.rawValue * size, "page")
   }
 
+  /// A pointer to the head, under its newer name a mask that leads to it where there is one.
+  private mutating func setHead(of page: SyntheticObject, to head: SyntheticObject, count: Int) {
+    guard kernel.has(page, "compound_info") else {
+      kernel.set(page, "compound_head", head.address.rawValue | 1)
+      return
+    }
+    let size = UInt64(kernel.types.size(of: .named("page")) * count)
+    let mask = ~(size - 1)
+    let isMask = size.nonzeroBitCount == 1 && page.address.rawValue & mask == head.address.rawValue
+    kernel.set(page, "compound_info", isMask ? mask | 1 : head.address.rawValue | 1)
+  }
+
   /// Describes `count` frames as one compound page, or a single frame as itself.
   public mutating func describe(_ first: PageFrameNumber, count: Int = 1, as use: Use) {
     for index in 0..<count {
@@ -180,7 +196,7 @@ public struct SyntheticHost: Sendable {
         [UInt8](repeating: 0, count: kernel.types.size(of: .named("page"))), at: page.address,
         filledWith: 0)
       if index > 0 {
-        kernel.set(page, "compound_head", descriptor(of: first).address.rawValue | 1)
+        setHead(of: page, to: descriptor(of: first), count: count)
       }
     }
     let head = descriptor(of: first)
@@ -385,7 +401,9 @@ public struct SyntheticHost: Sendable {
   /// A control block whose values tell the register and the vCPU.
   public mutating func makeControlBlock(_ index: Int) -> SyntheticObject {
     let block = kernel.make("vmcb")
-    kernel.setIfPresent(block, "control.nested_ctl", 1)
+    for name in ["nested_ctl", "misc_ctl"] where kernel.types.has("vmcb_control_area", name) {
+      kernel.set(block, "control.\(name)", 1)
+    }
     if kernel.types.has("vmcb_control_area", "intercepts") {
       // Writes of CR0 are intercepted, as are those of CR4.
       kernel.set(block, "control.intercepts[0]", 0x11_0000)
@@ -444,7 +462,7 @@ public struct SyntheticHost: Sendable {
       KernelTypes.linuxRoots.filter { kernel.types.structures[$0] != nil },
       pageFlagTypes + processEnumerations)
     if options.kernelHasKVMTypes || isBuiltIn { base.write(KernelTypes.kvmRoots, []) }
-    if isBuiltIn { base.write([], enumerations) }
+    if isBuiltIn || !options.modulesHaveTypes { base.write([], enumerations) }
     if isBuiltIn, options.vendor == "kvm_amd" { base.write(KernelTypes.svmRoots, []) }
     if isBuiltIn, options.vendor == "kvm_intel" { base.write(KernelTypes.vmxRoots, []) }
     kernel.writeTypes(base.builder.bytes)
@@ -498,6 +516,51 @@ public struct SyntheticHost: Sendable {
     ]
   }
 
+  private mutating func writeBuildID(of module: SyntheticObject) {
+    if kernel.has(module, "build_id") {
+      kernel.write(options.moduleBuildID, at: kernel.address(module, "build_id"))
+    }
+    guard kernel.has(module, "notes_attrs") else { return }
+    // A note of another kind, then NT_GNU_BUILD_ID.
+    var notes: [[UInt8]] = [[], []]
+    for (index, (type, name, content)) in [
+      (0x100 as UInt32, "Linux", [1, 2, 3, 4] as [UInt8]), (3, "GNU", options.moduleBuildID),
+    ].enumerated() {
+      notes[index].append(littleEndian: UInt32(name.utf8.count + 1))
+      notes[index].append(littleEndian: UInt32(content.count))
+      notes[index].append(littleEndian: type)
+      let padded = Array(name.utf8) + [UInt8](repeating: 0, count: 4 - name.utf8.count % 4)
+      notes[index] += padded + content
+    }
+    let size = kernel.types.size(of: .named("bin_attribute"))
+    let rest = kernel.types.size(of: .named("module_notes_attrs"))
+    let object = SyntheticObject(
+      kernel.allocate(rest + size * notes.count), "module_notes_attrs")
+    var attributes: [VirtualAddress] = []
+    for (index, note) in notes.enumerated() {
+      let attribute =
+        kernel.has(object, "attrs")
+        ? SyntheticObject(
+          kernel.address(object, "attrs") + UInt64(size * index), "bin_attribute")
+        : kernel.make("bin_attribute")
+      let place = kernel.allocate(note.count)
+      kernel.write(note, at: place)
+      kernel.set(attribute, "private", place)
+      kernel.set(attribute, "size", UInt64(note.count))
+      attributes.append(attribute.address)
+    }
+    if kernel.has(object, "notes") {
+      kernel.set(object, "notes", UInt64(notes.count))
+    } else {
+      let list = kernel.allocate(8 * (notes.count + 1), filledWith: 0)
+      for (index, address) in attributes.enumerated() {
+        kernel.store(address.rawValue, at: list + UInt64(8 * index))
+      }
+      kernel.set(object, "grp.bin_attrs", list)
+    }
+    kernel.set(module, "notes_attrs", object.address)
+  }
+
   private mutating func addModule(
     _ name: String, at room: VirtualAddress, symbols: [(name: String, offset: UInt64)],
     types: BTFBuilder?
@@ -532,8 +595,9 @@ public struct SyntheticHost: Sendable {
     kernel.set(place, "num_symtab", UInt64(table.count / 24))
     let list = SyntheticObject(kernel.address(of: "modules") ?? room, "list_head")
     kernel.append(kernel.member(module, "list"), to: list)
+    writeBuildID(of: module)
 
-    guard let types else { return }
+    guard let types, options.modulesHaveTypes else { return }
     let data = kernel.allocate(types.bytes.count)
     kernel.write(types.bytes, at: data)
     let btf = kernel.make("btf")

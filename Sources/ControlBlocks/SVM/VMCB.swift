@@ -7,7 +7,7 @@ package struct VMCB: Sendable {
   /// A page.
   package static let size = Int(pageSize)
 
-  private let bytes: [UInt8]
+  package let bytes: [UInt8]
 
   /// Nil if there are not enough bytes.
   package init?(_ bytes: [UInt8]) {
@@ -45,6 +45,23 @@ package struct VMCB: Sendable {
     }
     return file
   }
+
+  /// True if VMRUN would take it: it needs VMRUN intercepted and EFER.SVME (APM vol. 2, 15.5.1).
+  package var canRun: Bool {
+    (bytes.load(UInt32.self, at: 0x10) ?? 0) & 1 != 0
+      && value(at: Self.efer) & Self.secureVirtualMachineEnabled != 0
+  }
+
+  /// Write of CR0, bit 16 at offset 000h.
+  package var interceptsWritesOfCR0: Bool {
+    (bytes.load(UInt32.self, at: 0) ?? 0) & 1 << 16 != 0
+  }
+
+  /// SEV, bit 1 at offset 090h.
+  package var encryptsMemory: Bool { value(at: Self.nestedControl) & 2 != 0 }
+
+  /// SEV-ES, bit 2 at offset 090h.
+  package var encryptsRegisters: Bool { value(at: Self.nestedControl) & 4 != 0 }
 
   /// Where the state-save area starts.
   private static let save = 0x400

@@ -37,7 +37,7 @@ struct SVMProcessor {
 
   /// HF_GUEST_MASK as kernels without a second control block have it
   /// (arch/x86/include/asm/kvm_host.h); a macro, so that no types tell it.
-  private static let guestMode: UInt64 = 1 << 5
+  static let guestMode: UInt64 = 1 << 5
 
   /// Adds what the control blocks have, and settles where both they and KVM have a copy.
   func read(into file: inout RegisterFile) throws(KernelError) {
@@ -79,15 +79,20 @@ struct SVMProcessor {
   /// has the host's shadow tables. Of CR0 the guest may change MP and TS without an exit.
   private func readControlRegisters(into file: inout RegisterFile) throws(KernelError) {
     let usesNestedPaging =
-      try current["control.nested_ctl"].unsigned() & ControlBlock.nestedPaging != 0
+      try current["control"].member("nested_ctl", "misc_ctl").unsigned()
+      & ControlBlock.nestedPaging != 0
     if usesNestedPaging { try take(.cr3, "cr3", from: current, into: &file) }
     let intercepts = try controlRegisterIntercepts()
     if intercepts & ControlBlock.interceptCR0Write == 0, let kept = file[.cr0].value {
-      let live = try current["save.cr0"].unsigned()
-      let own = ControlBits.monitorAndTaskSwitched
-      file[.cr0] = .known(
-        kept & ~own | live & own, RegisterSource(.kvm, "arch.cr0, MP and TS of save.cr0"))
+      file[.cr0] = Self.merged(kept: kept, live: try current["save.cr0"].unsigned())
     }
+  }
+
+  /// CR0 of a guest that may change MP and TS without an exit.
+  static func merged(kept: UInt64, live: UInt64) -> Reading<UInt64> {
+    let own = ControlBits.monitorAndTaskSwitched
+    return .known(
+      kept & ~own | live & own, RegisterSource(.kvm, "arch.cr0, MP and TS of save.cr0"))
   }
 
   /// `control.intercepts[]` (5.10, c45ad7229d13), before that a member for each word.
@@ -181,7 +186,7 @@ extension KernelObject {
 
 /// Bits of the control area (APM vol. 2, appendix B).
 private enum ControlBlock {
-  /// NP_ENABLE, bit 0 at offset 090h.
+  /// NP_ENABLE, bit 0 at offset 090h: of `nested_ctl`, by 7.2 `misc_ctl`.
   static let nestedPaging: UInt64 = 1
   /// Write of CR0, bit 16 at offset 000h.
   static let interceptCR0Write: UInt64 = 1 << 16

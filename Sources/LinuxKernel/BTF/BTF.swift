@@ -44,7 +44,7 @@ public final class BTF: Sendable {
   public var typeCount: Int { records.count }
 
   /// The first number behind those of the types.
-  private var idLimit: UInt32 { firstID + UInt32(records.count) }
+  var idLimit: UInt32 { firstID + UInt32(records.count) }
 
   /// The definition of a structure or union, not of a typedef. A module's hides its base's. Where
   /// a kernel has several of one name it is the first.
