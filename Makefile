@@ -4,9 +4,11 @@ PREFIX = /usr/local
 LAB = .lab
 LAB_VMX = .lab-vmx
 LAB_QEMU = .lab-qemu
+LAB_KERNELS = .lab-kernels
 SCENARIOS =
 CASES =
 KERNEL =
+SERIES =
 
 BINARY = .build/release/vmcore-split
 SAMPLE = Samples/amd-host.kdump
@@ -15,7 +17,7 @@ SOURCES = Package.swift Sources Tests Benchmarks
 
 # What the program, its tests, and the Swift toolchain itself need from Debian.
 PACKAGES = \
-	libdeflate-dev libdw-dev libelf-dev liblzo2-dev libsnappy-dev libzstd-dev zlib1g-dev \
+	libbz2-dev libdeflate-dev libdw-dev libelf-dev liblzo2-dev libsnappy-dev libzstd-dev zlib1g-dev \
 	pkg-config \
 	mandoc \
 	g++ libcurl4 libncurses6 libsqlite3-0 libxml2
@@ -26,15 +28,15 @@ SWIFT_MINIMUM = 6.3
 # than the program.
 TEST_OPTIONS = -c release -Xswiftc -enable-testing --scratch-path .build-test
 
-.PHONY: build static build-tests deps toolchain test bench kmod lab lab-test lab-vmx lab-vmx-test lab-qemu lab-qemu-test demo install uninstall format lint clean help
+.PHONY: build static build-tests deps toolchain test bench kmod kernels lab lab-test lab-vmx lab-vmx-test lab-qemu lab-qemu-test demo install uninstall format lint clean help
 .NOTPARALLEL:
 
 build: toolchain ## build the program: .build/release/vmcore-split
 	swift build -c release --static-swift-stdlib --product vmcore-split
 
 static: toolchain ## build it without shared libraries, for initramfs images: .build-static/release/vmcore-split
-	swift build -c release --static-swift-stdlib -Xswiftc -static-executable --product vmcore-split \
-	  --scratch-path .build-static
+	swift build -c release --static-swift-stdlib -Xswiftc -static-executable \
+	  -Xlinker -lz -Xlinker -llzma -Xlinker -lbz2 --product vmcore-split --scratch-path .build-static
 
 deps: ## install what is missing of the Debian packages that building and testing need
 	@missing=; \
@@ -81,6 +83,9 @@ lab-qemu: ## take cores of QEMUs of two versions into .lab-qemu (SCENARIOS="anon
 
 lab-qemu-test: build ## the same as lab-test for the cores of QEMUs
 	lab/qemu/test $(LAB_QEMU) $(SCENARIOS)
+
+kernels: ## show which of the members that the program needs Debian's kernels have (SERIES="5.10 sid")
+	lab/kernels/build.sh $(LAB_KERNELS) $(SERIES)
 
 bench: build ## compare what the program costs with others, side by side (CASES="core")
 	Benchmarks/run $(CASES)

@@ -148,12 +148,18 @@ public struct PageFrames: Sendable {
   }
 
   /// The descriptor of the compound page that `page` is a tail of, or itself. A tail's
-  /// `compound_head` has bit 0 set (since 4.4, 1d798ca3f164).
+  /// `compound_head` has bit 0 set (since 4.4, 1d798ca3f164), by 7.2 under the name
+  /// `compound_info`, which can then also be the mask that makes the head's address of a tail's.
   private func head(of page: KernelObject) throws(KernelError) -> KernelObject {
-    let head = try page["compound_head"].unsigned()
-    guard head & 1 != 0 else { return page }
-    return KernelObject(in: memory, at: VirtualAddress(head - 1), type: type)
+    let word = try page.member("compound_head", "compound_info").unsigned()
+    guard word & 1 != 0 else { return page }
+    let head = word >= Self.leastMask ? page.address.rawValue & word : word - 1
+    return KernelObject(in: memory, at: VirtualAddress(head), type: type)
   }
+
+  /// A mask has all its high bits set: below it are the descriptors of at most a few GiB, and no
+  /// descriptor lies so high, where the kernel's image is.
+  private static let leastMask: UInt64 = 0xffff_ffff_0000_0000
 }
 
 /// Low bits of `page.mapping` (include/linux/page-flags.h).

@@ -161,6 +161,34 @@ import Testing
     types["memdesc_flags_t"] = CStructure(["f": .u64])
   }
 
+  /// By 7.2.
+  private static let compoundInformation: @Sendable (inout KernelTypes) -> Void = { types in
+    folioIndex(&types)
+    types["page"].rename("compound_head", to: "compound_info")
+  }
+
+  @Test(arguments: [true, false])
+  func `tails of a compound page lead to its head by a pointer or a mask`(isMask: Bool) throws {
+    var options = SyntheticHost.Options()
+    options.change = Self.compoundInformation
+    // A mask needs descriptors whose size is a power of two.
+    options.seed = try #require(
+      (1...1000).first { seed in
+        var types = KernelTypes.host(seed: seed)
+        options.change(&types)
+        return (types.size(of: .named("page")).nonzeroBitCount == 1) == isMask
+      })
+    var guest = LargeGuest(options)
+    let file = guest.host.addFile()
+    let folio = guest.host.kernel.machine.allocate(4, alignedTo: 4)
+    guest.host.describe(folio, count: 4, as: .cache(file, index: 0))
+    for page in 0..<4 as Range<UInt64> { guest.map(page, to: folio + page) }
+    // Only the head tells that it is page cache, of which this level leaves out zero pages alone.
+    let level = DumpLevel(rawValue: 9)
+    let found = try Analysis(guest.host, level: level, excluding: [folio + 2])
+    #expect(try found.content(2) == .zero(.filteredZeroPage))
+  }
+
   @Test(arguments: [false, true], [0, 3, 200] as [UInt64])
   func `a memfd's page that is not mapped is looked up in the page cache`(
     isNew: Bool, base: UInt64

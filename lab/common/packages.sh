@@ -5,10 +5,11 @@
 
 root=$OUT/img/root
 
-# The release of Debian that has the kernels of a series, if it is not this machine's.
+# The release of Debian that has the kernels of a series, if it is not this machine's.  Its name is that of its series too.
 debian_of() { # debian_of SERIES
 	case $1 in
 	5.10) echo bullseye;;
+	trixie|sid) echo "$1";;
 	esac
 }
 
@@ -21,7 +22,7 @@ apt_of() {
 
 # The kernel release that a series stands for: the newest one that the archive offers.
 release_of() { # release_of SERIES
-	if [ -z "$1" ]; then
+	if [ -z "$1" ] || [ "$1" = "$(debian_of "$1")" ]; then
 		apt-cache depends linux-image-amd64 | awk '/Depends: linux-image/ { print substr($2, 13); exit }'
 	else
 		apt-cache pkgnames "linux-image-$1." |
