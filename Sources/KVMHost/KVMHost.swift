@@ -120,7 +120,8 @@ public struct KVMHost: Sendable {
       return nil
     }
     return FoundControlBlocks(
-      of: machines.flatMap { (try? VirtualProcessors.objects(of: $0, self)) ?? [] })
+      of: machines.flatMap { (try? VirtualProcessors.objects(of: $0, self)) ?? [] },
+      because: explained(.noType("vcpu_svm")))
   }
 
   /// A symbol of KVM, be it a module or built in.

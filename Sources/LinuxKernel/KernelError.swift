@@ -61,7 +61,7 @@ extension KernelError: Diagnosis {
     case .types(let error, let owner):
       "the type information (BTF) of \(owner) cannot be read: \(error.problem)"
     case .noTypes(let owner, let error):
-      "\(owner) keeps no type information (BTF) in memory, and \(error.problem)"
+      "no types of \(owner) are at hand: \(error.problem)"
     case .noType(let type):
       "the kernel's type information has no struct \(type)"
     case .noMember(let type, let members):

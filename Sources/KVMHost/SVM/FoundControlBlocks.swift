@@ -16,11 +16,13 @@ struct FoundControlBlocks: Sendable {
   let offset: UInt64
   /// The vCPUs for which it holds.
   let vcpus: Int
+  /// Why there are no types.
+  private let reason: KernelError
 
   /// `struct vcpu_svm` is not longer behind its `struct kvm_vcpu`.
   private static let searched: UInt64 = 16 << 10
 
-  init?(of vcpus: [KernelObject]) {
+  init?(of vcpus: [KernelObject], because reason: KernelError) {
     guard let first = vcpus.first, let size = first.type.size else { return nil }
     let start = (size + 7) & ~7
     let offset = stride(from: start, to: start &+ Self.searched, by: 8).first { offset in
@@ -29,6 +31,7 @@ struct FoundControlBlocks: Sendable {
     guard let offset else { return nil }
     self.offset = offset
     self.vcpus = vcpus.count
+    self.reason = reason
   }
 
   func block(of vcpu: KernelObject) -> (address: PhysicalAddress, block: VMCB)? {
@@ -83,7 +86,8 @@ struct FoundControlBlocks: Sendable {
   var finding: Finding {
     Finding(
       .note, "vcpu.found-by-structure",
-      "no types of kvm_amd are at hand: the control blocks were found by what vCPUs point at,"
-        + " \(offset) bytes behind the start of each of the host's \(vcpus) vCPUs")
+      "the control blocks were found by what vCPUs point at, \(offset) bytes behind the start of each"
+        + " of the host's \(vcpus) vCPUs, as \(reason.problem)"
+        + (reason.advice.map { "; \($0)" } ?? ""))
   }
 }
