@@ -76,7 +76,7 @@ let package = Package(
     library(
       "GuestVmcore",
       uses: [
-        "Memory", "X86", "LinuxKernel", "Guest", "DumpFiles", "Output",
+        "Memory", "X86", "LinuxKernel", "Guest", "DumpFiles", "Output", "CDeflate",
         .product(name: "SystemPackage", package: "swift-system"),
       ]),
     library(
@@ -86,7 +86,7 @@ let package = Package(
       name: "vmcore-split",
       dependencies: [
         "Memory", "X86", "DumpFiles", "LinuxKernel", "ControlBlocks", "KVMHost", "QEMUProcess",
-        "Guest", "GuestVmcore", "VMMCore", "Output",
+        "Guest", "GuestVmcore", "VMMCore", "Output", "CShim",
         .product(name: "ArgumentParser", package: "swift-argument-parser"),
         .product(name: "SystemPackage", package: "swift-system"),
       ],
@@ -153,3 +153,26 @@ let package = Package(
       exclude: ["Snapshots"], swiftSettings: swiftSettings),
   ]
 )
+
+// FUZZ=1 adds the program `fuzz` (Fuzz/run), and lets all code count where it comes along.
+if Context.environment["FUZZ"] != nil {
+  let sanitize = ["-sanitize=address,fuzzer"]
+  for target in package.targets where target.type == .regular || target.type == .executable {
+    target.swiftSettings?.append(.unsafeFlags(sanitize))
+  }
+  package.targets += [
+    .target(name: "CFuzzer", path: "Fuzz/CFuzzer"),
+    .executableTarget(
+      name: "fuzz",
+      dependencies: [
+        "CFuzzer", "ControlBlocks", "DumpFiles", "Guest", "GuestVmcore", "KVMHost", "LinuxKernel",
+        "Memory", "QEMUProcess", "SyntheticDumps", "X86",
+        .product(name: "SystemPackage", package: "swift-system"),
+      ],
+      path: "Fuzz/Targets", cSettings: cSettings,
+      swiftSettings: swiftSettings + [.unsafeFlags(sanitize + ["-parse-as-library"])],
+      // gold fails on the debug information of what counts where it comes along.
+      linkerSettings: [.unsafeFlags(sanitize + ["-use-ld=lld"])]),
+  ]
+  package.products.append(.executable(name: "fuzz", targets: ["fuzz"]))
+}

@@ -61,6 +61,6 @@ func compress(_ dump: String, to path: String, _ compression: KdumpCompression) 
       }
     }
   }
-  _ = try writer.finish(notes: source.notes)
+  _ = try writer.finish { _ in source.notes }
   try file.close()
 }

@@ -26,7 +26,10 @@ final class InputFile: Sendable {
 
   /// A file as it lies there.
   init(_ path: FilePath) throws(DumpFileError) {
-    let rawValue = unsafe path.withPlatformString { unsafe open($0, O_RDONLY | O_CLOEXEC) }
+    // A core may name a pipe as its program: opening that would wait for a writer.
+    let rawValue = unsafe path.withPlatformString {
+      unsafe open($0, O_RDONLY | O_NONBLOCK | O_NOCTTY | O_CLOEXEC)
+    }
     guard rawValue >= 0 else { throw .cannotOpen(path, Errno(rawValue: errno)) }
     let descriptor = Descriptor(rawValue)
     var status = stat()

@@ -14,8 +14,8 @@ public struct KdumpStructure: Sendable {
   public let cpuCount: Int
   /// phys_base of the sub-header.
   public let physicalBase: Int64
-  /// All notes as they stand in the file; of more than 64 MiB, none.
-  public let noteArea: [UInt8]
+  /// Bytes that the notes take.
+  public let noteSize: UInt64
   /// The text that the sub-header leads to; empty if that is none.
   public let vmcoreinfo: [UInt8]
   public let storedPages: UInt64
@@ -24,6 +24,8 @@ public struct KdumpStructure: Sendable {
   /// Pages whose descriptor leads out of the file's data, or tells another compression than the
   /// header.
   public let badDescriptors: UInt64
+  private let file: InputFile
+  private let noteStart: UInt64
 
   /// Whether a file that begins so has this form, maybe flattened.
   public static func begins(_ start: [UInt8]) -> Bool {
@@ -49,9 +51,10 @@ public struct KdumpStructure: Sendable {
     cpuCount = Int(start.load(Int32.self, at: Header.cpuCount) ?? 0)
     let sub = try file.bytes(at: UInt64(KdumpLayout.blockSize), count: 8)
     physicalBase = sub.load(at: KdumpLayout.SubHeader.physicalBase) ?? 0
-    noteArea =
-      header.sub.notes.size <= Self.noteLimit
-      ? try file.bytes(at: header.sub.notes.offset, count: Int(header.sub.notes.size)) : []
+    self.file = file
+    noteStart = header.sub.notes.offset
+    noteSize =
+      noteStart < file.size ? min(header.sub.notes.size, file.size - noteStart) : 0
     vmcoreinfo = try header.sub.vmcoreinfo(file) ?? []
 
     let ram = try Bitmap(file, at: header.bitmapOffset, limit: header.frameLimit)
@@ -67,7 +70,11 @@ public struct KdumpStructure: Sendable {
         & KdumpLayout.Flags.compression)
   }
 
-  private static let noteLimit: UInt64 = 64 << 20
+  /// A part of the area of the notes; fewer bytes where it ends. `count` is allocated.
+  public func noteBytes(at offset: UInt64, count: Int) throws(DumpFileError) -> [UInt8] {
+    let rest = noteSize - min(offset, noteSize)
+    return try file.bytes(at: noteStart + offset, count: min(count, Int(clamping: rest)))
+  }
 
   private static func badDescriptors(
     _ header: KdumpFileHeader, count: UInt64, compression: UInt32

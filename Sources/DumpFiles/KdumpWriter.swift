@@ -167,20 +167,24 @@ public struct KdumpWriter: ~Copyable {
 
   /// Writes what is still held, and the headers. The file is not synced.
   ///
-  /// - Parameter notes: to be written instead of those given at the start; they must take as many
-  ///   blocks.
+  /// - Parameter notes: makes those to be written instead of those given at the start; they must take
+  ///   as many blocks. It is given the part of the file that lies behind them, which is written.
   /// - Returns: The size of the file; of a flattened one, of the file that it stands for.
   @discardableResult
-  public consuming func finish(notes: [Note]? = nil) throws(KdumpWriterError) -> UInt64 {
-    let header = notes.map { self.header.with(notes: $0) } ?? self.header
-    guard header.blocks == self.header.blocks else { throw .notesOutgrew(output.path) }
+  public consuming func finish(
+    notes: (Range<UInt64>) -> [Note]? = { _ in nil }
+  ) throws(KdumpWriterError) -> UInt64 {
     try storedBits.finish(size: header.bitmapSize, output)
     try descriptors.flush(output)
     try output.writeZeros(descriptors.position..<dataStart)
     try data.flush(output)
     // Nothing of a flattened file tells its size but its records.
     if data.position == dataStart { try output.write([0], at: dataStart) }
-    try output.write(header.bytes, at: 0)
+    let contents =
+      UInt64(header.blocks * KdumpLayout.blockSize)..<max(data.position, dataStart + 1)
+    let final = notes(contents).map { header.with(notes: $0) } ?? header
+    guard final.blocks == header.blocks else { throw .notesOutgrew(output.path) }
+    try output.write(final.bytes, at: 0)
     try output.finish()
     return data.position
   }

@@ -14,6 +14,7 @@ public enum VmcoreForm: Hashable, Sendable {
 /// Writes the vmcores of guests.
 public struct Extraction: Sendable {
   private let source: any FrameSource
+  private let hasChecksums: Bool
   private let threads: Int
   private let progress: MoveProgress
 
@@ -23,13 +24,19 @@ public struct Extraction: Sendable {
     public let fileSize: UInt64
     /// Pages that the dump names but could not deliver.
     public let lost: [MemoryRun]
+
+    public var lostPages: UInt64 { lost.reduce(0) { $0 + $1.pages } }
   }
 
   /// - Parameters:
+  ///   - hasChecksums: note the sums of what a file holds; the contents have room for them.
   ///   - threads: how many read, compress and write.
   ///   - progress: counts ``VmcoreContents/pages`` of all guests up.
-  public init(source: any FrameSource, threads: Int, progress: MoveProgress) {
+  public init(
+    source: any FrameSource, hasChecksums: Bool = false, threads: Int, progress: MoveProgress
+  ) {
     self.source = source
+    self.hasChecksums = hasChecksums
     self.threads = threads
     self.progress = progress
   }
@@ -99,11 +106,26 @@ public struct Extraction: Sendable {
         try outputErrors { () throws(OutputError) in
           if let failure = failures[index] { throw failure }
           let lost = contents.layout.runs(lost: try moved.get().lost)
-          try file.write(contents.elfHeader(lost: lost), at: 0)
+          let sums = try checksums(
+            of: file.fileDescriptor, contents.layout.headerSize..<contents.layout.fileSize,
+            file.path)
+          try file.write(contents.elfHeader(lost: lost, sums), at: 0)
           try file.finish()
           return Summary(fileSize: contents.layout.fileSize, lost: lost)
         }
       }
+    }
+  }
+
+  /// Of what was written, as it reads back; nil if they are not wanted.
+  private func checksums(
+    of file: FileDescriptor, _ range: Range<UInt64>, _ path: FilePath
+  ) throws(OutputError) -> Checksums? {
+    guard hasChecksums else { return nil }
+    do throws(Errno) {
+      return try Checksums(of: file.rawValue, range, threads: threads)
+    } catch {
+      throw .cannotWrite(path, errno: error.rawValue)
     }
   }
 
@@ -141,6 +163,8 @@ public struct Extraction: Sendable {
       of: contents.memory, in: source, threads: threads, progress: progress
     ) { KdumpPageEncoder(compression) }
     var lost: [MemoryRun] = []
+    var failure: OutputError?
+    let size: UInt64
     do throws(KdumpWriterError) {
       var writer = try KdumpWriter(
         descriptor, path: path, isFlattened: isFlattened, compression: compression,
@@ -150,13 +174,25 @@ public struct Extraction: Sendable {
         try writer.append(window)
         lost += window.lost
       }
-      return Summary(fileSize: try writer.finish(notes: contents.notes(lost: lost)), lost: lost)
+      size = try writer.finish { range in
+        var sums: Checksums?
+        if !isFlattened {
+          do throws(OutputError) {
+            sums = try checksums(of: descriptor, range, path)
+          } catch {
+            failure = error
+          }
+        }
+        return contents.notes(lost: lost, sums)
+      }
     } catch {
       guard case .writeFailed(_, _, let error) = error else { throw .kdump(error) }
       throw .output(
         isFlattened
           ? .cannotStream(errno: error.rawValue) : .cannotWrite(path, errno: error.rawValue))
     }
+    if let failure { throw .output(failure) }
+    return Summary(fileSize: size, lost: lost)
   }
 }
 

@@ -7,6 +7,8 @@ public struct Provenance: Codable, Sendable {
   public var version: String
   public var source: Source
   public var guest: GuestReport
+  /// If they were asked for.
+  public var checksums: Checksums?
 
   public struct Source: Codable, Hashable, Sendable {
     public var path: String

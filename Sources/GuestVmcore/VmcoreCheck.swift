@@ -32,6 +32,26 @@ public struct VmcoreCheck: Encodable, Sendable {
     } else {
       throw .unknownFormat(path)
     }
+    try checkSums(file)
+  }
+
+  /// The sums that `--checksums` noted, if it did.
+  private mutating func checkSums(_ file: borrowing CheckedFile) throws(VmcoreCheckError) {
+    guard let checksums = provenance?.checksums else { return }
+    let differences: [Int]?
+    do throws(Errno) {
+      differences = try checksums.differences(in: file.descriptor, size: file.size)
+    } catch {
+      throw .cannotRead(file.path, errno: error.rawValue)
+    }
+    let detail =
+      if let differences, let first = differences.first {
+        "\(differences.count) MiB of the file have changed, the first at offset"
+          + " \(hexadecimal(checksums.start + UInt64(first) * checksums.unit))"
+      } else {
+        differences == nil ? "the file has another size" : ""
+      }
+    rule("memory is what was written (vmcore-split --checksums)", differences == [], detail)
   }
 
   private mutating func checkELF(
@@ -74,13 +94,20 @@ public struct VmcoreCheck: Encodable, Sendable {
       "page descriptors lead to data in the file, of the compression that the header tells"
         + " (all readers)", file.badDescriptors == 0,
       "\(file.storedPages) pages, \(file.badDescriptors) badly described")
-    checkNotes(file.noteArea)
-    let (notes, _) = Note.all(in: file.noteArea)
-    let statuses = notes.count { $0.isProcessStatus }
+    rule("notes take 64 MiB at most (crash)", file.noteSize <= Self.noteLimit)
+    guard file.noteSize <= Self.noteLimit else { return }
+    let notes = try VmcoreNotes(size: file.noteSize) { offset, count throws(VmcoreCheckError) in
+      do throws(DumpFileError) {
+        return try file.noteBytes(at: offset, count: count)
+      } catch {
+        throw .dump(error)
+      }
+    }
+    check(notes)
     rule(
-      "the header counts the vCPUs (crash)", file.cpuCount == max(1, statuses),
+      "the header counts the vCPUs (crash)", file.cpuCount == max(1, notes.statuses),
       "\(file.cpuCount)")
-    guard let text = notes.first(where: { $0.name == "VMCOREINFO" })?.description else { return }
+    guard let text = notes.vmcoreinfo else { return }
     let info = Vmcoreinfo(text: text)
     rule(
       "the sub-header leads to VMCOREINFO (makedumpfile, drgn)",
@@ -131,43 +158,39 @@ public struct VmcoreCheck: Encodable, Sendable {
     let end = segment.offset.addingReportingOverflow(segment.fileSize)
     rule(
       "notes lie before the first load, within 64 MiB (crash)",
-      !end.overflow && end.partialValue <= firstLoad && segment.fileSize <= 64 << 20)
-    guard segment.fileSize <= 64 << 20 else { return }
-    checkNotes(try file.read(at: segment.offset, count: Int(segment.fileSize)))
+      !end.overflow && end.partialValue <= firstLoad && segment.fileSize <= Self.noteLimit)
+    guard segment.fileSize <= Self.noteLimit else { return }
+    let area = segment.offset
+    guard !end.overflow, end.partialValue <= file.size else {
+      throw .truncated(file.path, offset: end.partialValue)
+    }
+    check(
+      try VmcoreNotes(size: segment.fileSize) { offset, count throws(VmcoreCheckError) in
+        try file.read(at: area + offset, count: count)
+      })
   }
 
-  private mutating func checkNotes(_ area: [UInt8]) {
-    let (notes, isWhole) = Note.all(in: area)
-    rule("notes follow each other without rest (crash, drgn)", isWhole)
-    let statuses = notes.filter(\.isProcessStatus)
+  /// crash's.
+  private static let noteLimit: UInt64 = 64 << 20
+
+  private mutating func check(_ notes: VmcoreNotes) {
+    rule("notes follow each other without rest (crash, drgn)", notes.areWhole)
     rule(
       "an NT_PRSTATUS of \(ProcessorNotes.ProcessStatus.size) bytes for each vCPU, pr_pid counting"
-        + " from 1 (crash, drgn)",
-      !statuses.isEmpty
-        && statuses.enumerated().allSatisfy { index, note in
-          note.description.count == ProcessorNotes.ProcessStatus.size
-            && ProcessorNotes.pid(inProcessStatus: note.description) == UInt32(index + 1)
-        }, "\(statuses.count) vCPUs")
-    let states = notes.filter { $0.name == ProcessorNotes.QEMUState.name }
+        + " from 1 (crash, drgn)", notes.statuses > 0 && notes.areStatusesKnown,
+      "\(notes.statuses) vCPUs")
     rule(
       "a QEMU note of version 1 for each vCPU, or none (crash)",
-      (states.isEmpty || states.count == statuses.count)
-        && states.allSatisfy {
-          ProcessorNotes.registers(
-            inQEMUState: $0.description, source: RegisterSource(.hostProcessor, "")) != nil
-        }, "\(states.count) notes")
-    let infos = notes.filter { $0.name == "VMCOREINFO" }
+      (notes.states == 0 || notes.states == notes.statuses) && notes.areStatesKnown,
+      "\(notes.states) notes")
     rule(
       "VMCOREINFO, or QEMU notes to find the kernel by (crash)",
-      infos.count == 1 && Vmcoreinfo(text: infos[0].description) != nil
-        || infos.isEmpty && !states.isEmpty,
-      infos.isEmpty ? "no VMCOREINFO: drgn needs one" : "")
-    let known = statuses.count + states.count + infos.count
-    let others = notes.filter { $0.type == VmcoreHeader.ProvenanceNote.type }
+      notes.vmcoreinfos == 1 && notes.vmcoreinfo.flatMap(Vmcoreinfo.init(text:)) != nil
+        || notes.vmcoreinfos == 0 && notes.states > 0,
+      notes.vmcoreinfos == 0 ? "no VMCOREINFO: drgn needs one" : "")
     rule(
-      "no other notes than ours, as crash tells notes by their type (crash)",
-      known + others.count == notes.count)
-    provenance = others.first.flatMap { Provenance(encoded: $0.description) }
+      "no other notes than ours, as crash tells notes by their type (crash)", notes.others == 0)
+    provenance = notes.provenance.flatMap(Provenance.init(encoded:))
     rule(
       "a note of where it comes from (vmcore-split)", provenance != nil,
       provenance.map { "\($0.guest.name), out of \($0.source.path)" } ?? "")
@@ -220,10 +243,10 @@ extension VmcoreCheckError: Diagnosis {
 private struct CheckedFile: ~Copyable {
   let path: FilePath
   let size: UInt64
-  private let descriptor: Int32
+  let descriptor: Int32
 
   init(_ path: FilePath) throws(VmcoreCheckError) {
-    let descriptor = unsafe open(path.string, O_RDONLY | O_CLOEXEC)
+    let descriptor = unsafe open(path.string, O_RDONLY | O_NONBLOCK | O_NOCTTY | O_CLOEXEC)
     guard descriptor >= 0 else { throw .cannotRead(path, errno: errno) }
     var status = stat()
     guard unsafe fstat(descriptor, &status) == 0 else {
@@ -313,33 +336,5 @@ private struct ProgramHeader {
     self.fileSize = fileSize
     self.memorySize = memorySize
     self.alignment = alignment
-  }
-}
-
-extension Note {
-  fileprivate var isProcessStatus: Bool {
-    name == ProcessorNotes.ProcessStatus.name && type == ProcessorNotes.ProcessStatus.type
-  }
-
-  /// The notes in an area, and whether they fill it.
-  fileprivate static func all(in area: [UInt8]) -> (notes: [Note], isWhole: Bool) {
-    var notes: [Note] = []
-    var position = 0
-    while position < area.count {
-      guard let nameSize = area.load(UInt32.self, at: position),
-        let size = area.load(UInt32.self, at: position + 4),
-        let type = area.load(UInt32.self, at: position + 8)
-      else { return (notes, false) }
-      let name = position + 12
-      let description = name + Int((UInt64(nameSize) + 3) & ~3)
-      let end = description + Int(size)
-      guard end <= area.count else { return (notes, false) }
-      notes.append(
-        Note(
-          name: area.cString(at: name, limit: Int(nameSize)) ?? "", type: type,
-          description: Array(area[description..<end])))
-      position = (end + 3) & ~3
-    }
-    return (notes, true)
   }
 }

@@ -27,14 +27,15 @@ public struct VmcoreContents: Sendable {
 
   public init(
     _ guest: Guest, kernels: GuestKernels, survey: MemorySurvey, in source: any FrameSource,
-    provenance: Provenance
+    provenance: Provenance, hasChecksums: Bool = false
   ) {
     let kernel = kernels.kernels.first
     memory = guest.memory
     header = VmcoreHeader(
       guest, kernel: kernel, canTrustTables: guest.tablesLeadSomewhere(in: source))
     self.provenance = provenance
-    provenanceRoom = (provenance.encoded().count + 16384 + 3) & ~3
+    let sums = hasChecksums ? Checksums.room(for: memory) : 0
+    provenanceRoom = (provenance.encoded().count + 16384 + sums + 3) & ~3
     layout = VmcoreLayout(
       memory, survey: survey, noteRoom: header.noteSize(provenanceSize: provenanceRoom),
       pageOffsetBase: kernel?.pageOffsetBase)
@@ -45,13 +46,19 @@ public struct VmcoreContents: Sendable {
   }
 
   /// The file's bytes before the first load.
-  func elfHeader(lost: [MemoryRun] = []) -> [UInt8] {
-    header.encoded(for: layout, provenance: provenance.adding(lost: lost).encoded())
+  func elfHeader(lost: [MemoryRun] = [], _ checksums: Checksums? = nil) -> [UInt8] {
+    header.encoded(for: layout, provenance: text(lost, checksums))
   }
 
   /// Always of the same size.
-  func notes(lost: [MemoryRun] = []) -> [Note] {
-    header.notes(provenance: provenance.adding(lost: lost).encoded(), room: provenanceRoom)
+  func notes(lost: [MemoryRun] = [], _ checksums: Checksums? = nil) -> [Note] {
+    header.notes(provenance: text(lost, checksums), room: provenanceRoom)
+  }
+
+  private func text(_ lost: [MemoryRun], _ checksums: Checksums?) -> [UInt8] {
+    var provenance = provenance.adding(lost: lost)
+    provenance.checksums = checksums
+    return provenance.encoded()
   }
 }
 

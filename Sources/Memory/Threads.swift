@@ -48,7 +48,5 @@ private final class Work: Sendable {
   init(_ run: @escaping @Sendable () -> Void) { self.run = run }
 }
 
-/// Processors that this process may run on.
-public var availableProcessors: Int {
-  max(1, sysconf(Int32(_SC_NPROCESSORS_ONLN)))
-}
+/// Processors that this process may run on. Found out once: what tells of them is in /sys.
+public let availableProcessors = max(1, sysconf(Int32(_SC_NPROCESSORS_ONLN)))

@@ -2,36 +2,57 @@ import Glibc
 import Memory
 import SystemPackage
 
-/// A file that appears under its name whole or not at all: written under a temporary name beside
-/// it, readable by its owner alone, synced, then renamed. Unless finished, nothing stays.
+/// A file that appears under its name whole or not at all: readable by its owner alone, synced, and
+/// only then given its name. Unless finished, nothing stays.
+///
+/// Where the file system allows, the file has no name at all until it is finished, so that even a
+/// program that is killed leaves nothing; elsewhere it has a temporary name beside the final one.
+/// The directory is opened once: whoever exchanges it, or puts links in it, leads nothing astray.
 public final class OutputFile {
   public let path: FilePath
   let descriptor: Int32
-  private let temporaryPath: FilePath
+  private let directory: OutputDirectory
+  private let name: String
+  /// Nil for a file without a name.
+  private var temporaryName: String?
   private let replacesExisting: Bool
-  private var isFinished = false
 
   /// - Parameter force: replace a file that has the name already.
   public init(_ path: FilePath, force: Bool) throws(OutputError) {
-    self.path = path
-    replacesExisting = force
-    if !force, unsafe access(path.string, F_OK) == 0 { throw .exists(path) }
-    let name = path.lastComponent?.string ?? "vmcore"
-    temporaryPath = path.removingLastComponent().appending(".\(name).partial-\(getpid())")
-    let temporary = temporaryPath
-    descriptor = UnfinishedFiles.create(temporary) {
-      unsafe open(
-        temporary.string, O_RDWR | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0o600)
+    guard let last = path.lastComponent, last.kind == .regular else {
+      throw .cannotCreate(path, errno: EISDIR)
     }
-    guard descriptor >= 0 else { throw .cannotCreate(path, errno: errno) }
+    self.path = path
+    name = last.string
+    replacesExisting = force
+    do throws(Errno) {
+      directory = try OutputDirectory(path.removingLastComponent())
+    } catch {
+      throw .cannotCreate(path, errno: error.rawValue)
+    }
+    switch directory.kind(of: name) {
+    case nil: break
+    case .some where !force: throw .exists(path)
+    case .some(S_IFREG): break
+    // Replacing a device or a link as root is nothing that anybody means.
+    case .some: throw .notReplaceable(path)
+    }
+    do throws(Errno) {
+      if let unnamed = directory.createUnnamed() {
+        descriptor = unnamed
+      } else {
+        let temporary = try directory.createTemporary(beside: name)
+        descriptor = temporary.descriptor
+        temporaryName = temporary.name
+      }
+    } catch {
+      throw .cannotCreate(path, errno: error.rawValue)
+    }
   }
 
   deinit {
     close(descriptor)
-    if !isFinished {
-      unsafe _ = unlink(temporaryPath.string)
-      UnfinishedFiles.remove(temporaryPath)
-    }
+    if let temporaryName { directory.remove(temporaryName) }
   }
 
   /// The open file, for those who write through swift-system.
@@ -50,32 +71,32 @@ public final class OutputFile {
 
   /// Syncs the file and gives it its name.
   public func finish() throws(OutputError) {
-    guard fsync(descriptor) == 0 else { throw .cannotWrite(path, errno: errno) }
-    var result = unsafe renameat2(
-      AT_FDCWD, temporaryPath.string, AT_FDCWD, path.string,
-      replacesExisting ? 0 : UInt32(RENAME_NOREPLACE))
-    // Some network file systems do not know the flag.
-    if result != 0, errno == EINVAL, unsafe replacesExisting || access(path.string, F_OK) != 0 {
-      result = unsafe rename(temporaryPath.string, path.string)
+    do throws(Errno) {
+      guard fsync(descriptor) == 0 else { throw Errno(rawValue: errno) }
+      try giveName()
+    } catch {
+      throw error == .fileExists ? .exists(path) : .cannotWrite(path, errno: error.rawValue)
     }
-    guard result == 0 else {
-      throw errno == EEXIST ? .exists(path) : .cannotWrite(path, errno: errno)
+    directory.sync()
+  }
+
+  private func giveName() throws(Errno) {
+    if temporaryName == nil {
+      guard replacesExisting else { return try directory.link(descriptor, as: name) }
+      // A link replaces nothing; a renaming does.
+      temporaryName = try directory.linkTemporarily(descriptor, beside: name)
     }
-    isFinished = true
-    UnfinishedFiles.remove(temporaryPath)
-    // The name itself is on disk only when the directory is synced too.
-    let directory = path.removingLastComponent()
-    let parent = unsafe open(directory.isEmpty ? "." : directory.string, O_RDONLY | O_DIRECTORY)
-    if parent >= 0 {
-      fsync(parent)
-      close(parent)
-    }
+    guard let temporaryName else { return }
+    try directory.rename(temporaryName, to: name, replacing: replacesExisting)
+    self.temporaryName = nil
   }
 }
 
 /// An output could not be written.
 public enum OutputError: Error, Sendable {
   case exists(FilePath)
+  /// What has the name is no regular file.
+  case notReplaceable(FilePath)
   case cannotCreate(FilePath, errno: Int32)
   case cannotWrite(FilePath, errno: Int32)
   /// Standard output takes no more; what it took is not whole.
@@ -88,6 +109,7 @@ extension OutputError: Diagnosis {
   public var name: String {
     switch self {
     case .exists: "output.exists"
+    case .notReplaceable: "output.not-replaceable"
     case .cannotCreate: "output.cannot-create"
     case .cannotWrite: "output.cannot-write"
     case .cannotStream: "output.cannot-stream"
@@ -98,6 +120,7 @@ extension OutputError: Diagnosis {
   public var problem: String {
     switch self {
     case .exists(let path): "\(path) exists already"
+    case .notReplaceable(let path): "\(path) is no regular file, and is not replaced by one"
     case .cannotCreate(let path, let errno):
       "\(path) cannot be created: \(Errno(rawValue: errno))"
     case .cannotWrite(let path, let errno):
@@ -112,6 +135,7 @@ extension OutputError: Diagnosis {
   public var advice: String? {
     switch self {
     case .exists: "use --force to replace it, or -o to write elsewhere"
+    case .notReplaceable: "name another file, or where a link leads to"
     case .cannotCreate: "write elsewhere with -o"
     case .cannotWrite(_, let errno):
       errno == ENOSPC || errno == EDQUOT ? "make room, or write to another disk with -o" : nil

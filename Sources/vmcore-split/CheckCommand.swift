@@ -13,7 +13,13 @@ struct Check: ParsableCommand {
 
   @OptionGroup var report: ReportOptions
 
+  @Flag(
+    name: .long,
+    help: "Keep rights that are not needed (see SECURITY in vmcore-split(1)).")
+  var noSandbox = false
+
   func run() throws {
+    if !noSandbox { Confinement.begin(reading: [FilePath(vmcore)], writing: nil) }
     let result: VmcoreCheck
     do throws(VmcoreCheckError) {
       result = try VmcoreCheck(FilePath(vmcore))

@@ -31,15 +31,19 @@ enum Console {
 /// terminal.
 func printable(_ text: String) -> String {
   String(
-    String.UnicodeScalarView(
-      text.unicodeScalars.map { scalar in
-        switch scalar.properties.generalCategory {
-        case .control, .format, .surrogate, .privateUse, .unassigned, .lineSeparator,
-          .paragraphSeparator:
-          "\u{fffd}"
-        default: scalar
-        }
-      }))
+    String.UnicodeScalarView(text.unicodeScalars.map { $0.isInvisible ? "\u{fffd}" : $0 }))
+}
+
+extension Unicode.Scalar {
+  /// Whether it is to be read by a terminal and not by people.
+  var isInvisible: Bool {
+    switch properties.generalCategory {
+    case .control, .format, .surrogate, .privateUse, .unassigned, .lineSeparator,
+      .paragraphSeparator:
+      true
+    default: false
+    }
+  }
 }
 
 /// An error with the exit status that it ends the program with.

@@ -1,12 +1,17 @@
 import DumpFiles
 import Guest
+import LinuxKernel
 import Memory
 import SystemPackage
 
 extension DumpFile {
-  /// Opens what was named on the command line, says what is to be known of it, and does `body`.
+  /// Opens what was named on the command line, says what is to be known of it, and does `body`,
+  /// confined to what it needs.
+  ///
+  /// - Parameter directory: where files are written, if any are.
   static func open<Result>(
-    _ options: CommonOptions, _ body: (DumpFile) throws -> Result
+    _ options: CommonOptions, _ core: CoreOptions? = nil, writing directory: FilePath? = nil,
+    _ body: (DumpFile) throws -> Result
   ) throws -> Result {
     let dump: DumpFile
     do throws(DumpFileError) {
@@ -15,6 +20,14 @@ extension DumpFile {
       throw Failure(error)
     }
     for finding in dump.openingFindings { dump.tell(finding) }
+    if !options.noSandbox {
+      let named =
+        [options.vmcsinfo, options.vmlinux, core?.qemuBinary].compactMap(\.self)
+        + options.debugInformation.folders
+      Confinement.begin(
+        reading: named.map { FilePath($0) } + [dump.programPath].compactMap(\.self),
+        writing: directory)
+    }
     // Damage shows when pages are read, whether that leads anywhere or not.
     defer { for finding in dump.damageFindings { dump.tell(finding) } }
     return try body(dump)

@@ -33,7 +33,7 @@ struct Excerpt: ParsableCommand {
   var force = false
 
   func run() throws {
-    try DumpFile.open(common) { try run(on: $0) }
+    try DumpFile.open(common, writing: FilePath(output).directory) { try run(on: $0) }
   }
 
   private func run(on dump: DumpFile) throws {

@@ -35,16 +35,28 @@ struct Extract: ParsableCommand {
   @Flag(name: .long, help: "Replace files that exist.")
   var force = false
 
+  @Flag(
+    name: .long,
+    help: "Note the checksums of what is written, for 'check' (reads the file once more).")
+  var checksums = false
+
   private var goesToStream: Bool { output == "-" }
 
   func validate() throws {
     if goesToStream, isatty(STDOUT_FILENO) == 1 {
       throw ValidationError("-o - writes a vmcore to standard output, which is a terminal")
     }
+    if goesToStream, checksums {
+      throw ValidationError(
+        "--checksums needs a file: the notes are in front of what they are the sums of")
+    }
   }
 
   func run() throws {
-    try DumpFile.open(common) { try run(on: SourceAnalysis(of: $0, common, core)) }
+    let directory = goesToStream ? nil : Confinement.directory(of: FilePath(output ?? "."))
+    try DumpFile.open(common, core, writing: directory) {
+      try run(on: SourceAnalysis(of: $0, common, core))
+    }
   }
 
   private func run(on source: SourceAnalysis) throws {
@@ -58,7 +70,8 @@ struct Extract: ParsableCommand {
 
   /// Returns true if everything was there.
   private func stream(_ guest: Guest, from source: SourceAnalysis) throws -> Bool {
-    let found = try FoundGuest(guest, in: source.dump, threads: common.threadCount)
+    let found = try FoundGuest(
+      guest, in: source.dump, hasChecksums: checksums, threads: common.threadCount)
     let summary: Extraction.Summary
     do throws(ExtractionError) {
       summary = try extracting([found], from: source) { extraction throws(ExtractionError) in
@@ -68,7 +81,7 @@ struct Extract: ParsableCommand {
       throw Failure(error)
     }
     found.tellFindings(summary, quiet: common.quiet)
-    if !common.quiet { Console.warning("\(found.name): \(found.line)") }
+    if !common.quiet { Console.warning("\(found.name): \(found.line(summary))") }
     return found.isWhole && summary.lost.isEmpty
   }
 
@@ -79,7 +92,8 @@ struct Extract: ParsableCommand {
     var isComplete = true
     for (guest, path) in zip(source.guests, names.paths) {
       do {
-        let found = try FoundGuest(guest, in: source.dump, threads: common.threadCount)
+        let found = try FoundGuest(
+          guest, in: source.dump, hasChecksums: checksums, threads: common.threadCount)
         try names.makeDirectory()
         jobs.append((found, try Self.file(path, force: force)))
       } catch let error as Failure {
@@ -96,7 +110,7 @@ struct Extract: ParsableCommand {
       switch result {
       case .success(let summary):
         guest.tellFindings(summary, quiet: common.quiet)
-        if !common.quiet { print(printable("\(file.path): \(guest.line)")) }
+        if !common.quiet { print(printable("\(file.path): \(guest.line(summary))")) }
         isComplete = isComplete && guest.isWhole && summary.lost.isEmpty
         written += 1
       case .failure(let error):
@@ -120,7 +134,9 @@ struct Extract: ParsableCommand {
       isShown: !common.quiet && !common.noProgress)
     defer { display.end() }
     return try body(
-      Extraction(source: source.dump, threads: common.threadCount, progress: progress))
+      Extraction(
+        source: source.dump, hasChecksums: checksums, threads: common.threadCount,
+        progress: progress))
   }
 
   private static func file(_ path: FilePath, force: Bool) throws -> OutputFile {
@@ -135,21 +151,23 @@ struct Extract: ParsableCommand {
 /// What is to be written and told of a guest: all that is kept of it while pages are moved.
 private struct FoundGuest {
   let name: String
-  /// What there is of it, in a line.
-  let line: String
+  private let start: String
+  private let missingPages: UInt64
   let findings: [Finding]
   let contents: VmcoreContents
   /// Nothing is missing or doubtful.
   let isWhole: Bool
 
-  init(_ guest: Guest, in dump: DumpFile, threads: Int) throws {
+  init(
+    _ guest: Guest, in dump: DumpFile, hasChecksums: Bool, threads: Int
+  ) throws {
     let analysis = GuestAnalysis(guest, in: dump, threads: threads)
     guard analysis.survey.present > 0 else { throw Failure(analysis.nothingToExtract) }
     name = printable(guest.identity.displayName)
     let kernel = analysis.kernels.kernels.first.map { ", Linux \($0.vmcoreinfo.release)" } ?? ""
-    line =
-      "\(Self.count(guest.processors.count, "vCPU")), \(size(guest.memory.size))"
-      + "\(kernel), \(analysis.survey.missingPages) pages missing"
+    start =
+      "\(Self.count(guest.processors.count, "vCPU")), \(size(guest.memory.size))\(kernel)"
+    missingPages = analysis.survey.missingPages
     findings = analysis.guest.findings
     isWhole = !analysis.hasWarnings
     contents = VmcoreContents(
@@ -157,7 +175,12 @@ private struct FoundGuest {
       provenance: Provenance(
         tool: "vmcore-split", version: toolVersion,
         source: .init(path: dump.path.string, format: dump.formatDescription),
-        guest: analysis.report))
+        guest: analysis.report), hasChecksums: hasChecksums)
+  }
+
+  /// What there is of it, in a line.
+  func line(_ summary: Extraction.Summary) -> String {
+    "\(start), \(missingPages + summary.lostPages) pages missing"
   }
 
   func tellFindings(_ summary: Extraction.Summary, quiet: Bool) {

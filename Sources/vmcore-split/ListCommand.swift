@@ -16,7 +16,7 @@ struct List: ParsableCommand {
   @OptionGroup var report: ReportOptions
 
   func run() throws {
-    try DumpFile.open(common) { try run(on: SourceAnalysis(of: $0, common, core)) }
+    try DumpFile.open(common, core) { try run(on: SourceAnalysis(of: $0, common, core)) }
   }
 
   private func run(on source: SourceAnalysis) throws {
@@ -127,7 +127,22 @@ struct SourceReport: Encodable {
 func printJSON(_ value: some Encodable) throws {
   let encoder = JSONEncoder()
   encoder.outputFormatting = [.prettyPrinted, .sortedKeys, .withoutEscapingSlashes]
-  print(String(decoding: try encoder.encode(value), as: UTF8.self))
+  print(escapingInvisible(String(decoding: try encoder.encode(value), as: UTF8.self)))
+}
+
+/// JSON need not escape all that commands a terminal.
+private func escapingInvisible(_ json: String) -> String {
+  var text = ""
+  for scalar in json.unicodeScalars {
+    if scalar == "\n" || !scalar.isInvisible {
+      text.unicodeScalars.append(scalar)
+    } else {
+      for unit in UTF16.encode(scalar).map({ Array($0) }) ?? [] {
+        text += "\\u" + hexadecimal(UInt64(unit), digits: 4).dropFirst(2)
+      }
+    }
+  }
+  return text
 }
 
 /// Columns of text, as wide as their widest cell.
@@ -137,7 +152,7 @@ struct TextTable {
   init() {}
   init(_ header: [String]) { rows = [header] }
 
-  mutating func add(_ row: [String]) { rows.append(row) }
+  mutating func add(_ row: [String]) { rows.append(row.map(printable)) }
 
   var text: String {
     let widths = rows.reduce(into: [Int]()) { widths, row in

@@ -66,6 +66,11 @@ struct CommonOptions: ParsableArguments {
   @Flag(name: .long, help: "Show no progress.")
   var noProgress = false
 
+  @Flag(
+    name: .long,
+    help: "Keep rights that are not needed (see SECURITY in vmcore-split(1)).")
+  var noSandbox = false
+
   var threadCount: Int { threads ?? min(availableProcessors, 1024) }
 
   /// Where the host kernel's types come from besides the dump.

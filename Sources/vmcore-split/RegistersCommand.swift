@@ -13,7 +13,7 @@ struct Registers: ParsableCommand {
   @OptionGroup var report: ReportOptions
 
   func run() throws {
-    try DumpFile.open(common) { try run(on: SourceAnalysis(of: $0, common, core)) }
+    try DumpFile.open(common, core) { try run(on: SourceAnalysis(of: $0, common, core)) }
   }
 
   private func run(on source: SourceAnalysis) throws {

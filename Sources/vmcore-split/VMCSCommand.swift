@@ -44,7 +44,7 @@ struct VMCS: ParsableCommand {
   var force = false
 
   func run() throws {
-    try DumpFile.open(common) {
+    try DumpFile.open(common, core, writing: export.map { FilePath($0).directory }) {
       try run(on: SourceAnalysis(of: $0, common, core, searchesForVMCSs: scan))
     }
   }
@@ -78,7 +78,7 @@ struct VMCS: ParsableCommand {
           + hexadecimal(UInt64(structure.revision))
           + (structure.runsNestedGuest ? ", of the guest's own guest" : "")
           + (structure.hostProcessor.map { ", last loaded on host CPU \($0)" } ?? "")))
-    print("  " + structure.summary)
+    print(printable("  " + structure.summary))
     for area in ControlStructure.Area.allCases {
       let fields = structure.fields.filter { $0.area == area }
       if fields.isEmpty { continue }

@@ -26,16 +26,32 @@ struct VmcoreSplit: ParsableCommand {
     defaultSubcommand: Extract.self)
 
   static func main() {
+    openStandardStreams()
     removeUnfinishedFilesOnSignals()
     // A limit on file sizes, or a reader of our output that went away, is an error of the write, not
     // the program's end: it would leave an unfinished file behind.
     _ = signal(SIGXFSZ, SIG_IGN)
     _ = signal(SIGPIPE, SIG_IGN)
+    var status = ExitStatus.success.rawValue
     do {
       var command = try parseAsRoot()
       try command.run()
     } catch {
-      Glibc.exit(report(error))
+      status = report(error)
+    }
+    // What was printed may still be on its way. A reader that has seen enough is no error.
+    if fflush(nil) != 0, errno != EPIPE {
+      Console.error(OutputError.cannotStream(errno: errno))
+      status = ExitStatus.failure.rawValue
+    }
+    Glibc.exit(status)
+  }
+
+  /// A file that is opened must not become the standard output of somebody who closed that.
+  private static func openStandardStreams() {
+    for stream in STDIN_FILENO...STDERR_FILENO where fcntl(stream, F_GETFD) == -1 {
+      // The lowest number that is free.
+      unsafe _ = open("/dev/null", O_RDWR)
     }
   }
 
@@ -70,7 +86,8 @@ struct VmcoreSplit: ParsableCommand {
       guard unsafe sigwait(&awaited, &signal) == 0 else { return }
       UnfinishedFiles.removeAll()
       Console.write("\nvmcore-split: stopped; unfinished files were removed\n")
-      Glibc.exit(128 + signal)
+      // Other threads are still at work: nothing of theirs is waited for.
+      _exit(128 + signal)
     }
   }
 }

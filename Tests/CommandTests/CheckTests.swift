@@ -255,6 +255,67 @@ struct CheckTests {
     try expectError("check.truncated", ["check", vmcore.path], in: Folder())
   }
 
+  /// crash takes 64 MiB of notes; whoever makes a file so large gets no more memory for it.
+  @Test func largeNoteAreaCostsNoMemory() throws {
+    var file = SyntheticVmcore().file
+    file.store(UInt64(63 << 20), at: 64 + 32)
+    file.resize(to: 70 << 20)
+    let vmcore = try file.save()
+    let result = try Program.run(
+      "sh", ["-c", "ulimit -v 81920; exec \"$@\"", "sh", Program.path, "check", vmcore.path],
+      in: Folder())
+    #expect(result.status == 1)
+    #expect(result.output.contains("FAIL notes lie before the first load"))
+    #expect(result.output.contains("note of where it comes from"))
+  }
+
+  /// A guest's name may hold what clears or colours the screen, also beyond ASCII (CSI is U+009B).
+  @Test func nameCommandsNoTerminal() throws {
+    var vmcore = SyntheticVmcore()
+    let name = "we\u{9b}31m\u{202e}b1"
+    let text = String(decoding: vmcore.provenance?.description ?? [], as: UTF8.self)
+    vmcore.provenance?.description = Array(text.replacing("web1", with: name).utf8)
+    let file = try vmcore.file.save()
+    for options in [[], ["--json"]] {
+      let result = try Program.run(["check", file.path] + options, in: Folder())
+      #expect(result.status == 0)
+      #expect(result.output.contains("31m"))
+      #expect(!result.output.unicodeScalars.contains("\u{9b}"))
+      #expect(!result.output.unicodeScalars.contains("\u{202e}"))
+    }
+  }
+
+  /// What changes in a vmcore behind its notes is found by the sums in them.
+  @Test(arguments: ["elf", "kdump-zlib"])
+  func changedMemoryIsFoundByChecksums(_ format: String) throws {
+    let folder = Folder()
+    let extract = [Sample.dump, "--checksums", "--format", format, "-o", "sound"]
+    #expect(try Program.run(extract, in: folder).status == 0)
+    let sound = try Program.run(["check", "sound"], in: folder)
+    #expect(sound.status == 0)
+    #expect(sound.output.contains("ok   memory is what was written"))
+    var bytes = try Data(contentsOf: URL(filePath: folder.file("sound")))
+    // The last byte that is not zero is of a page.
+    let last = try #require(bytes.lastIndex { $0 != 0 })
+    bytes[last] ^= 1
+    try bytes.write(to: URL(filePath: folder.file("changed")))
+    let changed = try Program.run(["check", "changed"], in: folder)
+    #expect(changed.status == 1)
+    let failed = changed.output.split(separator: "\n").filter { $0.hasPrefix("FAIL ") }
+    #expect(failed.count == 1, "\(failed)")
+    #expect(failed.first?.contains("1 MiB of the file have changed") == true, "\(failed)")
+    bytes[last] ^= 1
+    try (bytes + Data(count: 1 << 20)).write(to: URL(filePath: folder.file("longer")))
+    let longer = try Program.run(["check", "longer"], in: folder)
+    #expect(longer.output.contains("the file has another size"))
+  }
+
+  @Test func streamHasNoChecksums() throws {
+    let result = try Program.run([Sample.dump, "--checksums", "-o", "-"], in: Folder())
+    #expect(result.status == 2)
+    #expect(result.errors.contains("--checksums needs a file"))
+  }
+
   @Test(arguments: ["no-such-vmcore", "."])
   func whatCannotBeReadIsNotChecked(_ path: String) throws {
     try expectError("check.cannot-read", ["check", path], in: Folder())

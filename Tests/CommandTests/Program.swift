@@ -56,6 +56,16 @@ enum Program {
 
     var isRunning: Bool { process.isRunning }
 
+    /// Whether it has a file of a folder open, be it one without a name.
+    func hasOpenFile(below folder: String) -> Bool {
+      let files = "/proc/\(process.processIdentifier)/fd"
+      let numbers = (try? FileManager.default.contentsOfDirectory(atPath: files)) ?? []
+      return numbers.contains { number in
+        let path = try? FileManager.default.destinationOfSymbolicLink(atPath: "\(files)/\(number)")
+        return path?.hasPrefix(folder + "/") ?? false
+      }
+    }
+
     func send(_ signal: Int32) { kill(process.processIdentifier, signal) }
 
     /// Waits for the end.

@@ -95,7 +95,7 @@ import Testing
         descriptor, path: path, system: SystemName(release: "6.1.0"), vmcoreinfo: nil,
         notes: [Note(name: "A", type: 1, description: [1])], dumpLevel: [],
         ram: [PageFrameNumber(1)..<PageFrameNumber(5)], capacity: 4)
-      try writer.finish(notes: [last])
+      try writer.finish { _ in [last] }
     }
     let other = Note(name: "A", type: 1, description: [2, 3])
     try write(other)
