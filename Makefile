@@ -9,11 +9,15 @@ SCENARIOS =
 CASES =
 KERNEL =
 SERIES =
+TIME = 60
+RUNS = 1000
+DUMPS =
+SANITIZER = address
 
 BINARY = .build/release/vmcore-split
 SAMPLE = Samples/amd-host.kdump
 DEMO = .build/demo
-SOURCES = Package.swift Sources Tests Benchmarks
+SOURCES = Package.swift Sources Tests Benchmarks Fuzz/Targets
 
 # What the program, its tests, and the Swift toolchain itself need from Debian.
 PACKAGES = \
@@ -26,9 +30,9 @@ SWIFT_MINIMUM = 6.3
 
 # Optimised, as many tests read whole dumps; in a folder of its own, as @testable needs other options
 # than the program.
-TEST_OPTIONS = -c release -Xswiftc -enable-testing --scratch-path .build-test
+TEST_OPTIONS = -c release -Xswiftc -enable-testing --scratch-path .build-test $(COVERAGE)
 
-.PHONY: build static build-tests deps toolchain test bench kmod kernels lab lab-test lab-vmx lab-vmx-test lab-qemu lab-qemu-test demo install uninstall format lint clean help
+.PHONY: build static build-tests deps toolchain test coverage sanitize fuzz mutate faults bench kmod kernels lab lab-test lab-vmx lab-vmx-test lab-qemu lab-qemu-test demo install uninstall format lint clean help
 .NOTPARALLEL:
 
 build: toolchain ## build the program: .build/release/vmcore-split
@@ -64,6 +68,23 @@ toolchain:
 test: deps toolchain ## run the tests
 	swift test $(TEST_OPTIONS)
 	contrib/kdump/test
+
+coverage: COVERAGE = --enable-code-coverage
+coverage: test ## run the tests, and say how much of the parsers they execute
+	Tests/coverage .build-test
+
+sanitize: deps toolchain ## run the tests with a sanitizer of the compiler's (SANITIZER=thread)
+	swift test -c release -Xswiftc -enable-testing --scratch-path .build-$(SANITIZER) \
+	  --sanitize=$(SANITIZER) --skip CommandTests
+
+fuzz: toolchain ## fuzz each parser for TIME seconds
+	Fuzz/run $(TIME)
+
+mutate: build ## damage dumps at random, and run the program on them (RUNS=10000 DUMPS="file...")
+	Fuzz/mutate --runs $(RUNS) $(DUMPS)
+
+faults: build ## let the world fail while a guest is extracted
+	Fuzz/faults
 
 lab: ## boot hosts with guests and dump them into LAB (SCENARIOS="two kdump", KERNEL=6.12)
 	KERNEL='$(KERNEL)' lab/svm/build.sh $(LAB) $(SCENARIOS)
@@ -135,7 +156,7 @@ lint: ## complain about style, and about the manual's markup
 	mandoc -T lint -W warning man/vmcore-split.1
 
 clean: ## remove what the build made (not the lab's dumps)
-	rm -rf .build .build-test .build-static
+	rm -rf .build .build-test .build-static .build-fuzz .build-address .build-thread .mutate
 
 help: ## show this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
