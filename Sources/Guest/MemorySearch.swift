@@ -16,29 +16,28 @@ public struct MemorySearch: Sendable {
 
   /// Where `wanted` lies, ascending. It is not found across the border of two pieces of 1 MiB.
   public func addresses(of wanted: [UInt8]) -> [GuestPhysicalAddress] {
-    let found = Mutex<[GuestPhysicalAddress]>([])
-    unsafe forEachPiece { start, bytes in
-      let offsets = unsafe Self.offsets(of: wanted, in: bytes)
-      if !offsets.isEmpty {
-        found.withLock { $0 += offsets.map { start + UInt64($0) } }
-      }
-    }
-    return found.withLock { $0.sorted() }
+    addresses(of: wanted, andWords: 0) { _ in false }.addresses
   }
 
-  /// The values of aligned words for which `isWanted` is true, each once and ascending; of those of
-  /// a piece of 1 MiB the first `limit`.
-  func words(limit: Int, where isWanted: @escaping @Sendable (UInt64) -> Bool) -> [UInt64] {
-    let found = Mutex<Set<UInt64>>([])
-    unsafe forEachPiece { _, bytes in
+  /// In one pass, where `wanted` lies, and the values of aligned words for which `isWanted` is
+  /// true, each once; all ascending. Of the words of a piece of 1 MiB the first `limit` count.
+  func addresses(
+    of wanted: [UInt8], andWords limit: Int, where isWanted: @escaping @Sendable (UInt64) -> Bool
+  ) -> (addresses: [GuestPhysicalAddress], words: [UInt64]) {
+    let found = Mutex<(addresses: [GuestPhysicalAddress], words: Set<UInt64>)>(([], []))
+    unsafe forEachPiece { start, bytes in
+      let offsets = unsafe Self.offsets(of: wanted, in: bytes)
       var words: Set<UInt64> = []
-      for offset in stride(from: 0, to: bytes.count, by: 8) {
+      for offset in stride(from: 0, to: limit > 0 ? bytes.count : 0, by: 8) {
         let word = unsafe bytes.loadUnaligned(fromByteOffset: offset, as: UInt64.self)
         if isWanted(word), words.insert(word).inserted, words.count == limit { break }
       }
-      found.withLock { $0.formUnion(words) }
+      found.withLock {
+        $0.addresses += offsets.map { start + UInt64($0) }
+        $0.words.formUnion(words)
+      }
     }
-    return found.withLock { $0.sorted() }
+    return found.withLock { ($0.addresses.sorted(), $0.words.sorted()) }
   }
 
   /// Gives `body` all memory at hand, at most 1 MiB at a time, in no order and by all threads.

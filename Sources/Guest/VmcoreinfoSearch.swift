@@ -22,7 +22,8 @@ public struct VmcoreinfoSearch: Sendable {
 
   /// Notes that parse, anywhere in the memory, by ascending address; at most a thousand.
   public func candidates() -> [VmcoreinfoCandidate] {
-    candidates(in: map)
+    candidates(
+      named: MemorySearch(map, source, threads: threads).addresses(of: NoteHeader.nameField))
   }
 
   /// The same of the notes that a kernel's image holds or points at (`vmcoreinfo_note`), for which
@@ -31,28 +32,32 @@ public struct VmcoreinfoSearch: Sendable {
   /// - Parameter tables: a vCPU's.
   func candidates(ofKernelIn tables: PageTables) -> [VmcoreinfoCandidate] {
     let image = map.restricted(to: KernelImage.writableRanges(tables, in: memory))
-    // The direct map of memory lies in the kernel's half, below the image.
-    let pointers = MemorySearch(image, source, threads: threads).words(limit: 1 << 13) { word in
+    let found = MemorySearch(image, source, threads: threads).addresses(
+      of: NoteHeader.nameField, andWords: 1 << 13
+    ) { word in
+      // The direct map of memory lies in the kernel's half, below the image.
       word & (pageSize - 1) == 0 && word >> 47 == 0x1_ffff && word < kernelImageBase.rawValue
     }
     var walker = PageTableWalker(tables, in: memory)
-    let pointedAt = pointers.prefix(1 << 16).compactMap { pointer -> VmcoreinfoCandidate? in
+    let pointedAt = found.words.prefix(1 << 16).compactMap { pointer -> VmcoreinfoCandidate? in
       guard case .page(let address, _) = walker.lookUp(VirtualAddress(pointer)).mapping else {
         return nil
       }
       return candidate(at: GuestPhysicalAddress(address.rawValue))
     }
-    return candidates(in: image) + pointedAt
+    return candidates(named: found.addresses) + pointedAt
   }
 
-  private func candidates(in map: MemoryMap) -> [VmcoreinfoCandidate] {
-    let hits = MemorySearch(map, source, threads: threads).addresses(of: NoteHeader.nameField).lazy
-      .filter { $0.rawValue >= UInt64(NoteHeader.nameOffset) }
-      .map { $0 - UInt64(NoteHeader.nameOffset) }
-      .filter { $0.rawValue % 4 == 0 }
+  /// - Parameter names: where a note's name is.
+  private func candidates(named names: [GuestPhysicalAddress]) -> [VmcoreinfoCandidate] {
     var candidates: [VmcoreinfoCandidate] = []
-    for address in hits where candidates.count < 1000 {
-      if let candidate = candidate(at: address) { candidates.append(candidate) }
+    for name in names where candidates.count < 1000 {
+      let (address, isOutside) = name.rawValue.subtractingReportingOverflow(
+        UInt64(NoteHeader.nameOffset))
+      guard !isOutside, address % 4 == 0 else { continue }
+      if let candidate = candidate(at: GuestPhysicalAddress(address)) {
+        candidates.append(candidate)
+      }
     }
     return candidates
   }
