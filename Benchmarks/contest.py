@@ -1,5 +1,6 @@
 """Commands run in turn, and compared."""
 import os
+import re
 import subprocess
 import sys
 import time
@@ -29,14 +30,14 @@ class Codec(Contestant):
     """What the decompression alone of a number of bytes would take, with all processors at the rate that the codec's
     library has here and now: `codec` runs on all of them at once."""
 
-    def __init__(self, name, tool, path, size, processors, rounds):
+    def __init__(self, name, library, tool, path, size, processors, rounds):
         super().__init__(name, [tool, path, "0.5"], frozenset({0}), {}, rounds)
-        self.size, self.processors = size, processors
+        self.library, self.size, self.processors = library, size, processors
 
     def run(self):
-        # The last line is that of the library which the program uses.
         running = [subprocess.Popen(self.command, stdout=subprocess.PIPE, text=True) for _ in range(self.processors)]
-        rates = [float(process.communicate()[0].splitlines()[-1].split()[2]) for process in running]
+        rates = [float(re.search(rf"^{self.library} .* (\d+)$", process.communicate()[0], re.M)[1])
+                 for process in running]
         self.seconds.append(self.size / (sum(rates) * 1e6))
         self.processor_seconds.append(self.seconds[-1] * self.processors)
 
@@ -51,8 +52,10 @@ class Contest:
     def add(self, name, command, accepts=frozenset({0}), environment=None, rounds=None):
         self.contestants.append(Contestant(name, command, accepts, environment or {}, rounds))
 
-    def add_codec(self, name, tool, path, size, rounds=None):
-        self.contestants.append(Codec(name, tool, path, size, len(os.sched_getaffinity(0)), rounds))
+    def add_codec(self, library, tool, path, size, rounds=None):
+        processors = len(os.sched_getaffinity(0))
+        self.contestants.append(
+            Codec(f"{library} on {processors} cores", library, tool, path, size, processors, rounds))
 
     def run(self, rounds):
         for number in range(rounds):

@@ -1,6 +1,8 @@
+import DumpFiles
 import Glibc
 import Memory
 import SyntheticDumps
+import SystemPackage
 
 /// A host with guests whose memory is not held in ours: only what finding them needs is.
 struct BenchHost {
@@ -12,7 +14,7 @@ struct BenchHost {
 
   /// Behind all that the host's kernel and page tables take.
   private static let firstFrame: UInt64 = 1 << 18
-  private static let ram = VirtualAddress(0x7f00_0000_0000)
+  private static let ram = VirtualAddress(0x7000_0000_0000)
   /// Pages of which a part is mapped in one way: 64 MiB.
   private static let groupPages: UInt64 = 1 << 14
   private static let hugePages: UInt64 = 512
@@ -88,7 +90,7 @@ struct BenchHost {
     try file.write(to: path)
     let descriptor = unsafe open(path, O_WRONLY)
     defer { close(descriptor) }
-    if isFilled { fill(descriptor, at: offset) }
+    if isFilled { try fill(descriptor, at: offset) }
     let kernel = GuestKernel()
     for guest in 0..<guests {
       for page in kernel.kernel.machine.memory.frames {
@@ -99,15 +101,20 @@ struct BenchHost {
     }
   }
 
-  /// 2 MiB of every 4, each page another.
-  private func fill(_ descriptor: Int32, at start: UInt64) {
+  /// 2 MiB of every 4, each page another, and all like those of the host in the sample: how fast
+  /// they decompress is that of a machine's memory.
+  private func fill(_ descriptor: Int32, at start: UInt64) throws {
+    let sample = try DumpFile.open(
+      FilePath(#filePath).removingLastComponent().appending("../../Samples/amd-host.kdump"))
+    let pages = sample.sampleFrames(count: .max).compactMap { frame in
+      (try? sample.page(frame)).flatMap { $0.isZero ? nil : $0 }
+    }
     var generator = SeededGenerator(seed: 1)
-    let pages = (0..<4096).map { _ in SyntheticMemory.randomPage(using: &generator) }
     for chunk in stride(from: 0, to: guests * guestPages, by: 1024) {
       var bytes: [UInt8] = []
       bytes.reserveCapacity(2 << 20)
       for page in chunk..<chunk + 512 {
-        let pattern = pages[Int(generator.next() % 4096)]
+        let pattern = pages[Int(generator.next() % UInt64(pages.count))]
         bytes.append(littleEndian: page)
         bytes += pattern[8...]
       }

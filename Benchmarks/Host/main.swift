@@ -6,7 +6,7 @@
 // The host is made in code; its guests, of MIB each, have kernels of their own, so that they are
 // found as real ones are.  Their memory is mapped by pages of 2 MiB, but for every SMALLth 64 MiB of
 // it (0: none) in pages of 4 KiB that lie scattered.  Half of it is filled, 2 MiB of every 4, with
-// pages that compress to about half; or nothing but the kernel.
+// pages of the sample's host; or nothing but the kernel.
 
 import DumpFiles
 import Glibc
