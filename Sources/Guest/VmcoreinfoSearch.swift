@@ -31,7 +31,7 @@ public struct VmcoreinfoSearch: Sendable {
   ///
   /// - Parameter tables: a vCPU's.
   func candidates(ofKernelIn tables: PageTables) -> [VmcoreinfoCandidate] {
-    let image = map.restricted(to: KernelImage.writableRanges(tables, in: memory))
+    let image = map.restricted(to: memory.writableKernelImage(tables))
     let found = MemorySearch(image, source, threads: threads).addresses(
       of: NoteHeader.nameField, andWords: 1 << 13
     ) { word in
@@ -93,21 +93,16 @@ private enum NoteHeader {
   }
 }
 
-/// The image of the kernel that page tables map.
-private enum KernelImage {
-  /// Behind it modules begin (arch/x86/include/asm/page_64_types.h, KERNEL_IMAGE_SIZE: 512 MiB, or
-  /// 1 GiB with KASLR).
-  static let end = kernelImageBase + 1 << 30
-
-  /// Where the image can be written, as the kernel's variables can: ranges of physical memory that
-  /// are apart from each other.
-  static func writableRanges(
-    _ tables: PageTables, in memory: GuestMemory
+extension GuestMemory {
+  /// Where the image of the kernel that page tables map can be written, as the kernel's variables
+  /// can: ranges of physical memory that are apart from each other.
+  fileprivate func writableKernelImage(
+    _ tables: PageTables
   ) -> [(start: GuestPhysicalAddress, size: UInt64)] {
-    var walker = PageTableWalker(tables, in: memory)
+    var walker = PageTableWalker(tables, in: self)
     var ranges: [Range<UInt64>] = []
     var address = kernelImageBase
-    while address < end {
+    while address < kernelImageEnd {
       let (mapping, span) = walker.lookUp(address)
       if case .page(let physical, let entry) = mapping, entry & PageTableEntry.writable != 0 {
         let start = physical.rawValue

@@ -58,6 +58,10 @@ extension VirtualMemory {
 /// (arch/x86/include/asm/page_64_types.h; part of the x86-64 ABI of the kernel's dumps).
 public let kernelImageBase = VirtualAddress(0xffff_ffff_8000_0000)
 
+/// Where modules begin at the latest: KERNEL_IMAGE_SIZE with KASLR (the same file); without, it is
+/// half of that.
+public let kernelImageEnd = kernelImageBase + 1 << 30
+
 extension [UInt8] {
   fileprivate func contains(subsequence wanted: [UInt8]) -> Bool {
     guard wanted.count <= count else { return false }

@@ -7,18 +7,16 @@ struct KernelImage {
   let memory: VirtualMemory
   let range: Range<VirtualAddress>
 
-  /// KERNEL_IMAGE_SIZE with KASLR (arch/x86/include/asm/page_64_types.h): more is not mapped.
-  private static let maximumSize: UInt64 = 1 << 30
   /// Read at a time.
   private static let pieceSize = 64 * Int(pageSize)
 
   /// From `_stext` up to the last of the variables that VMCOREINFO names, `swapper_pg_dir` and
   /// `init_uts_ns` among them, which lie behind the read-only data. Nil if it does not name any.
   init?(_ vmcoreinfo: Vmcoreinfo, in memory: VirtualMemory) {
-    let limit = kernelImageBase + Self.maximumSize
     let symbols = vmcoreinfo.symbolNames.compactMap { vmcoreinfo.symbol($0) }
     let start = vmcoreinfo.symbol("_stext") ?? kernelImageBase
-    guard start >= kernelImageBase, let last = symbols.filter({ $0 > start && $0 < limit }).max()
+    guard start >= kernelImageBase,
+      let last = symbols.filter({ $0 > start && $0 < kernelImageEnd }).max()
     else { return nil }
     self.memory = memory
     range = VirtualAddress(start.rawValue & ~(pageSize - 1))..<last
