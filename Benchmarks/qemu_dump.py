@@ -19,4 +19,4 @@ with socket.socket(socket.AF_UNIX) as monitor:
     monitor.sendall(sys.argv[2].encode() + b"\n")
     said = answer(monitor)
     if "rror" in said:
-        sys.exit(said)
+        sys.exit(said.splitlines()[-2])
