@@ -16,6 +16,8 @@ public enum KernelError: Error, Sendable {
   case types(BTFError, of: String)
   /// Neither the dump nor a file describes the types of the kernel or a module.
   case noTypes(of: String, DebugFileError)
+  /// The file that the user gave as the kernel's is not.
+  case givenFile(DebugFileError)
   /// No type description knows this structure.
   case noType(String)
   /// A structure has none of these members.
@@ -38,6 +40,7 @@ extension KernelError: Diagnosis {
     case .noSymbol: "kernel.no-symbol"
     case .types: "kernel.types"
     case .noTypes: "kernel.no-types"
+    case .givenFile: "kernel.vmlinux"
     case .noType: "kernel.no-type"
     case .noMember: "kernel.no-member"
     case .unexpectedKind: "kernel.unexpected-kind"
@@ -62,6 +65,7 @@ extension KernelError: Diagnosis {
       "the type information (BTF) of \(owner) cannot be read: \(error.problem)"
     case .noTypes(let owner, let error):
       "no types of \(owner) are at hand: \(error.problem)"
+    case .givenFile(let error): error.problem
     case .noType(let type):
       "the kernel's type information has no struct \(type)"
     case .noMember(let type, let members):
@@ -86,7 +90,7 @@ extension KernelError: Diagnosis {
       "the VMCOREINFO may be a stale copy, or the dump damaged"
     case .symbols(let error, _): error.advice
     case .types(let error, _): error.advice
-    case .noTypes(_, let error): error.advice
+    case .noTypes(_, let error), .givenFile(let error): error.advice
     case .noSymbol, .noType:
       "the kernel may have been built without CONFIG_KALLSYMS_ALL or CONFIG_DEBUG_INFO_BTF"
     case .noMember, .unexpectedKind:

@@ -38,6 +38,12 @@ public struct LinuxKernel: Sendable {
       throw .symbols(error, release: vmcoreinfo.release)
     }
     frequentSymbols = symbols.addresses(of: Self.frequentNames)
+    let buildID = vmcoreinfo.buildID ?? Self.buildID(frequentSymbols, in: memory)
+    do throws(DebugFileError) {
+      try debug.checkGivenKernel(vmcoreinfo.release, buildID: buildID)
+    } catch {
+      throw .givenFile(error)
+    }
     if debug.only != .dwarf,
       let own = try Self.ownTypes(vmcoreinfo, frequentSymbols, in: memory)
     {
@@ -46,9 +52,7 @@ public struct LinuxKernel: Sendable {
       throw .noSymbol("__start_BTF", module: nil)
     } else {
       do throws(DebugFileError) {
-        types = try debug.typesOfKernel(
-          vmcoreinfo.release,
-          buildID: vmcoreinfo.buildID ?? Self.buildID(frequentSymbols, in: memory))
+        types = try debug.typesOfKernel(vmcoreinfo.release, buildID: buildID)
       } catch {
         throw .noTypes(of: "kernel \(vmcoreinfo.release)", error)
       }

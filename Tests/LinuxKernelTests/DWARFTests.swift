@@ -223,6 +223,13 @@ struct DWARFTests {
     ) {
       _ = try DebugInformation(vmlinux: build.module).typesOfKernel("5.4.0", buildID: other)
     }
+    // Even where the dump's own types do.
+    let given = DebugInformation(vmlinux: build.module)
+    try given.checkGivenKernel("5.4.0", buildID: Self.buildID)
+    #expect(throws: DebugFileError.self) { try given.checkGivenKernel("5.4.0", buildID: other) }
+    #expect(throws: DebugFileError.self) {
+      try DebugInformation(vmlinux: "/nonexistent").checkGivenKernel("5.4.0", buildID: other)
+    }
     try FileManager.default.moveItem(atPath: build.module, toPath: build.folder + "kvm.ko")
     #expect(
       throws: DebugFileError.mismatch(

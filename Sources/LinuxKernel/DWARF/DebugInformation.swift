@@ -33,14 +33,24 @@ public struct DebugInformation: Sendable {
   func typesOfKernel(_ release: String, buildID: String?) throws(DebugFileError) -> BTF {
     let owner = "kernel \(release)"
     guard let buildID else { throw .unknownBuild(owner: owner) }
-    if let vmlinux {
-      let file = try DebugFile(vmlinux)
-      guard file.buildID == buildID else {
-        throw .mismatch(path: vmlinux, owner: owner, found: file.buildID, wanted: buildID)
-      }
-      return try file.types(base: nil)
-    }
+    if let given = try givenKernel(owner, buildID) { return try given.types(base: nil) }
     return try file(of: owner, release, buildID, Self.placesOfKernel(release)).types(base: nil)
+  }
+
+  /// Fails if the user gave another kernel's file, even if nothing of it is needed.
+  func checkGivenKernel(_ release: String, buildID: String?) throws(DebugFileError) {
+    if let buildID { _ = try givenKernel("kernel \(release)", buildID) }
+  }
+
+  private func givenKernel(
+    _ owner: String, _ buildID: String
+  ) throws(DebugFileError) -> DebugFile? {
+    guard let vmlinux else { return nil }
+    let file = try DebugFile(vmlinux)
+    guard file.buildID == buildID else {
+      throw .mismatch(path: vmlinux, owner: owner, found: file.buildID, wanted: buildID)
+    }
+    return file
   }
 
   /// The types of the module of that build.
