@@ -78,12 +78,13 @@ struct VmcoreLayout: Hashable, Sendable {
   }
 
   /// The pages of the guest that were lost while they were moved, ascending.
-  func runs(lost: [PageMover.LostPage]) -> [MemoryRun] {
-    lost.compactMap { page in
-      loads.location(ofFileOffset: page.fileOffset).map {
-        MemoryRun(start: $0, pages: 1, content: .missing(page.reason))
-      }
-    }.sorted { $0.start < $1.start }
+  func runs(lost: [PageMover.LostPages]) -> [MemoryRun] {
+    var builder = PageRunBuilder<GuestPhysicalAddress>()
+    for pages in lost.sorted(by: { $0.fileOffset < $1.fileOffset }) {
+      guard let start = loads.location(ofFileOffset: pages.fileOffset) else { continue }
+      builder.append(MemoryRun(start: start, pages: pages.pages, content: .missing(pages.reason)))
+    }
+    return builder.runs
   }
 }
 

@@ -158,13 +158,15 @@ public final class PlainPages: PageEncoder, Sendable {
         (range.lowerBound * Int(pageSize))..<(range.upperBound * Int(pageSize))])
   }
 
-  /// The pages that were lost, one by one.
+  /// The pages that were lost.
   public var lost: [PageRun<Location>] {
-    (0..<count).compactMap { index in
-      guard case .lost(let reason) = self[index] else { return nil }
-      return PageRun(
-        start: start + UInt64(index) << pageShift, pages: 1, content: .missing(reason))
+    var builder = PageRunBuilder<Location>()
+    for index in 0..<count {
+      guard case .lost(let reason) = self[index] else { continue }
+      let page = start + UInt64(index) << pageShift
+      builder.append(PageRun(start: page, pages: 1, content: .missing(reason)))
     }
+    return builder.runs
   }
 
   /// Begins anew with pages that are zero, missing, or yet to be filled.

@@ -25,13 +25,20 @@ public struct PageMover {
     /// Bytes written; the rest of the file is holes.
     public fileprivate(set) var written: UInt64 = 0
     /// Pages that the source turned out not to have, though it names them.
-    public fileprivate(set) var lost: [LostPage] = []
+    public fileprivate(set) var lost: [LostPages] = []
   }
 
-  public struct LostPage: Hashable, Sendable {
-    /// Where in the file it would be.
+  public struct LostPages: Hashable, Sendable {
+    /// Where in the file they would be.
     public let fileOffset: UInt64
+    public fileprivate(set) var pages: UInt64
     public let reason: MissingReason
+
+    public init(fileOffset: UInt64, pages: UInt64, reason: MissingReason) {
+      self.fileOffset = fileOffset
+      self.pages = pages
+      self.reason = reason
+    }
   }
 
   /// - Parameters:
@@ -115,6 +122,27 @@ extension SourceBatch<MovedPiece>.Part {
   fileprivate var fileOffset: UInt64 { piece.fileOffset + skipped << pageShift }
 }
 
+extension PageMover.Result {
+  /// Notes those pages of one piece that are absent. Whole disks can be unreadable: what lies
+  /// together is noted as one, but not beyond the piece, as the file goes on with other memory.
+  fileprivate mutating func lose(_ absences: ArraySlice<Absence?>, from start: UInt64) {
+    var last: PageMover.LostPages?
+    for (index, absence) in absences.enumerated() {
+      let reason = absence.map(MissingReason.init)
+      if let pages = last, pages.reason == reason {
+        last?.pages += 1
+        continue
+      }
+      if let pages = last { lost.append(pages) }
+      last = reason.map {
+        PageMover.LostPages(
+          fileOffset: start + UInt64(index) << pageShift, pages: 1, reason: $0)
+      }
+    }
+    if let last { lost.append(last) }
+  }
+}
+
 /// The files that pages are moved into. One that cannot be written is given up, and the others go on.
 private final class Targets: Sendable {
   private let files: [(path: FilePath, descriptor: Int32)]
@@ -193,12 +221,7 @@ private struct Worker {
     for part in parts {
       let pages = part.position..<(part.position + part.pages)
       let start = part.fileOffset
-      for (index, absence) in absences[pages].enumerated() {
-        guard let absence else { continue }
-        results[part.piece.target, default: .init()].lost.append(
-          PageMover.LostPage(
-            fileOffset: start + UInt64(index) << pageShift, reason: MissingReason(absence)))
-      }
+      results[part.piece.target, default: .init()].lose(absences[pages], from: start)
       unsafe write(bytes.pages(pages), to: part.piece.target, at: start)
     }
   }

@@ -100,16 +100,17 @@ struct ProcessCoreLayout: Sendable {
   /// Cuts pages out of segments that turned out not to be in the source.
   ///
   /// - Parameter lost: by ascending place in the file.
-  mutating func cut(_ lost: [PageMover.LostPage]) {
+  mutating func cut(_ lost: [PageMover.LostPages]) {
     var runs: [(start: VirtualAddress, size: UInt64, reason: MissingReason)] = []
-    for page in lost {
-      guard let address = segments.location(ofFileOffset: page.fileOffset) else { continue }
-      if let last = runs.last, last.start + last.size == address, last.reason == page.reason,
+    for pages in lost {
+      guard let address = segments.location(ofFileOffset: pages.fileOffset) else { continue }
+      let size = pages.pages << pageShift
+      if let last = runs.last, last.start + last.size == address, last.reason == pages.reason,
         segments.segmentIndex(of: last.start) == segments.segmentIndex(of: address)
       {
-        runs[runs.count - 1].size += pageSize
+        runs[runs.count - 1].size += size
       } else {
-        runs.append((address, pageSize, page.reason))
+        runs.append((address, size, pages.reason))
       }
     }
     let limit = segments.count + Self.spareSegments

@@ -67,7 +67,7 @@ public struct ProcessCoreWriter: Sendable {
     try file.finish()
     return Summary(
       fileSize: layout.fileSize, written: moved.written,
-      lost: moved.lost.reduce(into: [:]) { $0[$1.reason, default: 0] += 1 },
+      lost: moved.lost.reduce(into: [:]) { $0[$1.reason, default: 0] += $1.pages },
       unmarkedPages: layout.unmarkedPages)
   }
 

@@ -189,7 +189,7 @@ private struct FoundGuest {
     }
     if let first = summary.lost.first {
       Console.warning(
-        "\(name): \(summary.lost.count) pages could not be read from the dump, the first at"
+        "\(name): \(summary.lostPages) pages could not be read from the dump, the first at"
           + " guest-physical \(first.start) [memory.damaged]")
     }
   }

@@ -360,8 +360,8 @@ import X86
     let start = layout.segments[0].fileOffset
     layout.cut(
       (0..<1000).map { index in
-        PageMover.LostPage(
-          fileOffset: start + (UInt64(index) * 4 + 1) << pageShift, reason: .truncated)
+        PageMover.LostPages(
+          fileOffset: start + (UInt64(index) * 4 + 1) << pageShift, pages: 1, reason: .truncated)
       })
     let marked = layout.segments.filter { $0.gap == .missing(.truncated) }
     #expect(marked.count + Int(layout.unmarkedPages) == 1000)
