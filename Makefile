@@ -36,7 +36,7 @@ SWIFT_BUILD = swift build -c release --static-swift-stdlib -Xswiftc -cross-modul
 # than the program.
 TEST_OPTIONS = -c release -Xswiftc -enable-testing --scratch-path .build-test $(COVERAGE)
 
-.PHONY: build static build-tests deps toolchain test coverage sanitize fuzz mutate faults bench kmod kernels lab lab-test lab-vmx lab-vmx-test lab-qemu lab-qemu-test demo install uninstall format lint clean help
+.PHONY: build static deps toolchain test coverage sanitize fuzz mutate faults bench kmod kernels lab lab-test lab-vmx lab-vmx-test lab-qemu lab-qemu-test demo install uninstall format lint clean help
 .NOTPARALLEL:
 
 build: toolchain ## build the program: .build/release/vmcore-split
