@@ -11,32 +11,16 @@ outer.py quit DIR
 """
 import json
 import os
-import socket
 import subprocess
 import sys
 import time
 
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "../common"))
+
+from qmp import Monitor  # noqa: E402
+
 SHOWN = ("HOST:", "GUEST:", "KDUMP:")
 STILL = 300     # seconds without a sign of life
-
-
-class Qmp:
-    def __init__(self, folder):
-        self.socket = socket.socket(socket.AF_UNIX)
-        self.socket.connect(folder + "/qmp")
-        self.file = self.socket.makefile("rw")
-        json.loads(self.file.readline())
-        self("qmp_capabilities")
-
-    def __call__(self, command, **arguments):
-        self.file.write(json.dumps({"execute": command, "arguments": arguments}) + "\n")
-        self.file.flush()
-        while True:     # events come in between
-            answer = json.loads(self.file.readline())
-            if "return" in answer:
-                return answer["return"]
-            if "error" in answer:
-                raise SystemExit(f"{command}: {answer['error']['desc']}")
 
 
 def size(folder):
@@ -94,12 +78,11 @@ def run(folder, marker, timeout, output, command):
     return wait(folder, marker, timeout, output, process)
 
 
-def dump(folder, path, form):
-    qmp = Qmp(folder)
-    qmp("stop")
+def dump(monitor, path, form):
+    monitor("stop")
     start = time.time()
     arguments = {} if form == "elf" else {"format": form}
-    qmp("dump-guest-memory", paging=False, protocol="file:" + os.path.abspath(path), **arguments)
+    monitor("dump-guest-memory", paging=False, protocol="file:" + os.path.abspath(path), **arguments)
     print(f"{time.time() - start:7.1f}s {form} {os.path.getsize(path)} {path}")
 
 
@@ -108,14 +91,15 @@ def main(verb, folder, *rest):
         return run(folder, rest[0], float(rest[1]), rest[2], list(rest[rest.index("--") + 1:]))
     if verb == "wait":
         return wait(folder, rest[0], float(rest[1]), rest[2])
+    monitor = Monitor(folder + "/qmp")
     if verb == "dump":
-        dump(folder, *rest)
+        dump(monitor, *rest)
     elif verb == "hmp":
-        print(Qmp(folder)("human-monitor-command", **{"command-line": rest[0]}), end="")
+        print(monitor.human(rest[0]), end="")
     elif verb == "qmp":
-        print(json.dumps(Qmp(folder)(rest[0]), indent=1))
+        print(json.dumps(monitor(rest[0]), indent=1))
     elif verb == "quit":
-        Qmp(folder)("quit")
+        monitor("quit")
     return 0
 
 
