@@ -78,32 +78,13 @@ final class InputFile: Sendable {
   /// or before bytes that no record of a flattened file has.
   func read(at offset: UInt64, into buffer: UnsafeMutableRawBufferPointer) throws(Errno) -> Int {
     switch storage {
-    case .plain(let descriptor): unsafe try read(descriptor, at: offset, into: buffer)
-    case .flattened(let flattened): unsafe try flattened.read(at: offset, into: buffer)
+    case .plain(let descriptor):
+      let (count, error) = unsafe readAll(from: descriptor.rawValue, at: offset, into: buffer)
+      if let error { throw Errno(rawValue: error) }
+      return count
+    case .flattened(let flattened):
+      return unsafe try flattened.read(at: offset, into: buffer)
     }
-  }
-
-  private func read(
-    _ descriptor: Descriptor, at offset: UInt64, into buffer: UnsafeMutableRawBufferPointer
-  ) throws(Errno) -> Int {
-    guard let base = buffer.baseAddress, var position = off_t(exactly: offset) else {
-      return 0
-    }
-    var done = 0
-    while done < buffer.count {
-      let got = unsafe pread(descriptor.rawValue, base + done, buffer.count - done, position)
-      if got > 0 {
-        done += got
-        let (next, isTooFar) = position.addingReportingOverflow(got)
-        if isTooFar { break }
-        position = next
-      } else if got == 0 {
-        break
-      } else if errno != EINTR {
-        throw Errno(rawValue: errno)
-      }
-    }
-    return done
   }
 
   /// Up to `count` bytes from `offset` on, fewer where ``read(at:into:)`` ends.

@@ -93,22 +93,11 @@ public struct Checksums: Codable, Hashable, Sendable {
   private static func read(
     _ file: Int32, at offset: UInt64, _ length: Int, into piece: inout [UInt8]
   ) -> Int32? {
-    var done = 0
-    while done < length {
-      let count = unsafe piece.withUnsafeMutableBytes { bytes in
-        unsafe pread(
-          file, bytes.baseAddress.map { unsafe $0 + done }, length - done,
-          off_t(clamping: offset + UInt64(done)))
-      }
-      if count > 0 {
-        done += count
-      } else if count == 0 {
-        return EIO
-      } else if errno != EINTR {
-        return errno
-      }
+    let (count, error) = unsafe piece.withUnsafeMutableBytes { bytes in
+      unsafe readAll(
+        from: file, at: offset, into: UnsafeMutableRawBufferPointer(rebasing: bytes[..<length]))
     }
-    return nil
+    return error ?? (count < length ? EIO : nil)
   }
 
   private static func sum(_ bytes: some Collection<UInt8>) -> UInt32 {

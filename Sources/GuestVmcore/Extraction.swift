@@ -94,10 +94,7 @@ public struct Extraction: Sendable {
         continue
       }
       contents.memory.forEachWindow { _, runs in
-        let pieces = contents.layout.loads.pieces(of: runs)
-        let count = pieces.reduce(0) { $0 + UInt64($1.pages) }
-        progress.add(runs.reduce(0) { $0 + $1.pages } - count)
-        mover.add(pieces, to: index)
+        mover.add(runs, in: contents.layout.loads, to: index)
       }
     }
     return zip(guests, mover.finish()).enumerated().map { index, guest in

@@ -61,10 +61,18 @@ public struct PageMover {
     1 << 19 + Int(clamping: frames >> 8)
   }
 
-  /// Adds to what is to be moved into a file, given by its index.
-  public mutating func add(_ pieces: [PlacedPiece], to file: Int) {
-    for piece in pieces { self.pieces.append(MovedPiece(piece, target: UInt32(file))) }
-    if self.pieces.count >= pieceLimit { move() }
+  /// Adds runs to what is to be moved into a file, given by its index, to where `extents` say. Pages
+  /// that are not in the source or have no place count as done.
+  public mutating func add<Extent: PlacedExtent>(
+    _ runs: [PageRun<Extent.Location>], in extents: [Extent], to file: Int
+  ) {
+    var rest = runs.reduce(0) { $0 + $1.pages }
+    for piece in extents.pieces(of: runs) {
+      pieces.append(MovedPiece(piece, target: UInt32(file)))
+      rest -= UInt64(piece.pages)
+    }
+    progress.add(rest)
+    if pieces.count >= pieceLimit { move() }
   }
 
   /// Moves what is left, and says for each file what was moved into it, or why it has failed.

@@ -32,7 +32,7 @@ extension Array where Element: PlacedExtent {
 
   /// The pages of runs that are in the source, each with its place in the file. Those without a
   /// place are left out.
-  public func pieces(of runs: [PageRun<Element.Location>]) -> [PlacedPiece] {
+  func pieces(of runs: [PageRun<Element.Location>]) -> [PlacedPiece] {
     var placed: [PlacedPiece] = []
     for run in runs {
       guard case .frames(let first) = run.content else { continue }
@@ -54,8 +54,8 @@ extension Array where Element: PlacedExtent {
 }
 
 /// Pages that lie behind each other in the source and in the file.
-public struct PlacedPiece: Hashable, Sendable {
-  public let frame: PageFrameNumber
-  public let pages: UInt32
-  public let fileOffset: UInt64
+struct PlacedPiece: Hashable, Sendable {
+  let frame: PageFrameNumber
+  let pages: UInt32
+  let fileOffset: UInt64
 }

@@ -55,10 +55,7 @@ public struct ProcessCoreWriter: Sendable {
     var mover = PageMover(source: source, to: [file], threads: threads, progress: progress)
     for region in memory.regions {
       memory.forEachWindow(of: region) { runs in
-        let pieces = layout.segments.pieces(of: runs)
-        let count = pieces.reduce(0) { $0 + UInt64($1.pages) }
-        progress.add(runs.reduce(0) { $0 + $1.pages } - count)
-        mover.add(pieces, to: 0)
+        mover.add(runs, in: layout.segments, to: 0)
       }
     }
     let moved = try mover.finish()[0].get()

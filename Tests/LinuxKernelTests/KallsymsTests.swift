@@ -38,6 +38,24 @@ struct KallsymsTests {
     return memory
   }
 
+  /// Gives `body` the tables with one of them damaged, each time in another way.
+  private func forEachDamage(
+    of tables: [String: SymbolTableBuilder.Table], times: Int, seed: UInt64,
+    _ body: (KernelMemory) -> Void
+  ) {
+    let whole = memory(tables)
+    var generator = SeededGenerator(seed: seed)
+    for _ in 0..<times {
+      guard let victim = tables.keys.sorted().randomElement(using: &generator),
+        var table = tables[victim]
+      else { continue }
+      table.bytes.damage(using: &generator)
+      var memory = whole
+      memory.store(table.bytes, at: table.address)
+      body(memory)
+    }
+  }
+
   private func open(_ builder: SymbolTableBuilder) throws -> Kallsyms {
     let (tables, text) = builder.build()
     let vmcoreinfo = try #require(Vmcoreinfo(text: text))
@@ -221,16 +239,8 @@ struct KallsymsTests {
     if namesFirst { builder.order = .namesFirst }
     let (tables, text) = builder.build()
     let vmcoreinfo = try #require(Vmcoreinfo(text: text))
-    let whole = memory(tables)
-    var generator = SeededGenerator(seed: namesFirst ? 11 : 12)
     var opened = 0
-    for _ in 0..<400 {
-      guard let victim = tables.keys.sorted().randomElement(using: &generator),
-        var table = tables[victim]
-      else { continue }
-      table.bytes.damage(using: &generator)
-      var memory = whole
-      memory.store(table.bytes, at: table.address)
+    forEachDamage(of: tables, times: 400, seed: namesFirst ? 11 : 12) { memory in
       if (try? Kallsyms(vmcoreinfo, in: memory.virtual)) != nil { opened += 1 }
     }
     #expect(opened > 20)
@@ -449,18 +459,10 @@ struct KallsymsTests {
     builder.twoByteLengths = twoBytes
     let (tables, text) = builder.build()
     let vmcoreinfo = try #require(Vmcoreinfo(text: text))
-    let whole = memory(tables)
     let names = ["_stext", "init_uts_ns", builder.symbols[310].name]
-    var generator = SeededGenerator(seed: twoBytes ? 11 : 12)
     var opened = 0
-    for _ in 0..<1500 {
-      guard let victim = tables.keys.sorted().randomElement(using: &generator),
-        var table = tables[victim]
-      else { continue }
-      table.bytes.damage(using: &generator)
-      var memory = whole
-      memory.store(table.bytes, at: table.address)
-      guard let kallsyms = try? Kallsyms(vmcoreinfo, in: memory.virtual) else { continue }
+    forEachDamage(of: tables, times: 1500, seed: twoBytes ? 11 : 12) { memory in
+      guard let kallsyms = try? Kallsyms(vmcoreinfo, in: memory.virtual) else { return }
       opened += 1
       _ = kallsyms.addresses(of: Set(names))
       for address in [0, builder.base, builder.base + 0x1234, .max] {

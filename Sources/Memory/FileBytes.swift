@@ -42,3 +42,25 @@ public func writeAll(_ bytes: UnsafeRawBufferPointer, to descriptor: Int32) -> I
   }
   return nil
 }
+
+/// Reads from an offset of a file on until `buffer` is full or the file ends. Returns how many bytes
+/// there were, and the error (an errno) of the read that failed, nil if none did.
+public func readAll(
+  from descriptor: Int32, at offset: UInt64, into buffer: UnsafeMutableRawBufferPointer
+) -> (count: Int, error: Int32?) {
+  var done = 0
+  while done < buffer.count {
+    let (position, isTooFar) = offset.addingReportingOverflow(UInt64(done))
+    guard !isTooFar, let position = off_t(exactly: position) else { break }
+    let count = unsafe pread(
+      descriptor, buffer.baseAddress.map { unsafe $0 + done }, buffer.count - done, position)
+    if count > 0 {
+      done += count
+    } else if count == 0 {
+      break
+    } else if errno != EINTR {
+      return (done, errno)
+    }
+  }
+  return (done, nil)
+}
