@@ -73,9 +73,8 @@ test: deps toolchain ## run the tests
 	swift test $(TEST_OPTIONS)
 	contrib/kdump/test
 
-# Not those that run the program: confined, it may not write down what it executed.
-coverage: deps toolchain ## run the tests of the parsers, and say how much of these they execute
-	swift test $(TEST_OPTIONS) --enable-code-coverage --skip CommandTests
+coverage: deps toolchain ## run the tests, and say how much of the parsers they execute
+	swift test $(TEST_OPTIONS) --enable-code-coverage
 	Tests/coverage .build-test
 
 sanitize: deps toolchain ## run the tests with a sanitizer of the compiler's (SANITIZER=thread)

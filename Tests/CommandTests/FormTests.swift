@@ -252,7 +252,7 @@ extension Program {
     _ arguments: [String], into command: String, in directory: borrowing Folder
   ) throws -> Result {
     let script = #""$@" | { \#(command); }; exit "${PIPESTATUS[0]}""#
-    return try run("bash", ["-c", script, "bash", path] + arguments, in: directory)
+    return try run("bash", ["-c", script, "bash", path] + measurable(arguments), in: directory)
   }
 }
 

@@ -21,8 +21,14 @@ enum Program {
     try start(arguments, in: directory).result()
   }
 
+  /// Where it is measured which lines run: confined, the program could not write that down.
+  static func measurable(_ arguments: [String]) -> [String] {
+    let isMeasured = ProcessInfo.processInfo.environment["LLVM_PROFILE_FILE"] != nil
+    return isMeasured && !arguments.contains("--help") ? arguments + ["--no-sandbox"] : arguments
+  }
+
   static func start(_ arguments: [String], in directory: borrowing Folder) throws -> Running {
-    try Running(path, arguments, in: directory.path)
+    try Running(path, measurable(arguments), in: directory.path)
   }
 
   /// Runs another program, found through PATH.
