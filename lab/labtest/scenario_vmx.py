@@ -8,7 +8,7 @@ from .registers import QEMU_GPRS, QEMU_SEGMENTS, REPORT_TABLES, note_names
 from .scenario import GuestMemory, Scenario
 from .witness_elf import write_witness_elf
 
-DUMPS = re.compile(r"((host|scrubbed|noted)\.elf|vmcore|(host|vmcore|scrubbed)\..*\.d\d+)$")
+DUMPS = re.compile(r"((host|scrubbed|noted|untyped(\.scrubbed)?)\.elf|vmcore|(host|vmcore|scrubbed)\..*\.d\d+)$")
 HUGE = 2 << 20
 
 
@@ -86,6 +86,11 @@ class VmxScenario(Scenario):
 
     def host_release(self):
         return self.text("release").strip()
+
+    def has_module_types(self, form):
+        """Whether the host's kernel tells the types of its modules in this form of the dump: since 5.11, and of those kernels
+        there are copies in which it does not."""
+        return os.path.exists(self.file("untyped.elf")) and not form.startswith("untyped")
 
     def measured(self):
         """The layouts that the module measured: with guests running, and at the other times"""

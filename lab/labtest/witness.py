@@ -193,14 +193,18 @@ class PhysicalCpus:
         return note_names(gprs, segments, control | {"kernel_gs_base": kernel_gs_base})
 
 
-def vcpus(prog, kvm, cpus, page_table):
-    result = []
+def vcpu_objects(prog, kvm):
+    """(index, struct kvm_vcpu *) of each vCPU"""
     if has_member(kvm, "vcpus"):     # until 5.16
         entries = [(index, kvm.vcpus[index]) for index in range(kvm.online_vcpus.counter.value_())]
     else:
         entries = xa_for_each(kvm.vcpu_array.address_of_())
-    for index, entry in entries:
-        vcpu = drgn.Object(prog, "struct kvm_vcpu *", value=entry.value_())
+    return [(index, drgn.Object(prog, "struct kvm_vcpu *", value=entry.value_())) for index, entry in entries]
+
+
+def vcpus(prog, kvm, cpus, page_table):
+    result = []
+    for index, vcpu in vcpu_objects(prog, kvm):
         svm = container_of(vcpu, prog.type("struct vcpu_svm"), "vcpu")
         running = None
         if vcpu.mode.value_() == IN_GUEST_MODE:

@@ -7,13 +7,11 @@ VMCSINFO is the layout of the VMCS as it was measured on this host.  RESULT is J
 import json
 import sys
 
-import drgn
 from drgn import container_of
-from drgn.helpers.linux.xarray import xa_for_each
 
 from labtest.elfcore import PAGE, ElfCore
 from labtest.vmcsinfo import Layout
-from labtest.witness import ARCH_REGS, machines, memory, open_program
+from labtest.witness import ARCH_REGS, has_member, machines, memory, open_program, vcpu_objects
 
 MASK64 = (1 << 64) - 1
 GUEST_CR0, GUEST_CR3, GUEST_CR4, GUEST_RFLAGS, GUEST_RSP, GUEST_RIP = 0x6800, 0x6802, 0x6804, 0x6820, 0x681c, 0x681e
@@ -73,12 +71,21 @@ class VirtualProcessor:
                 "limit": self.field(LIMIT + 2 * index),
                 "attributes": 0 if rights & UNUSABLE else (rights & 0xf0ff) << 8}
 
+    def lazily_loaded(self):
+        """(number, value) of MSRs: each entry tells its place in a list until 5.12, then they are in the list's order"""
+        entries = self.vmx.guest_uret_msrs
+        if has_member(entries[0].address_of_(), "slot"):
+            numbers = self.prog["vmx_uret_msrs_list"]
+            return [(numbers[entry.slot].value_(), entry.data.value_())
+                    for entry in (entries[index] for index in range(self.vmx.nr_uret_msrs.value_()))]
+        numbers = self.prog["kvm_uret_msrs_list"]
+        return [(numbers[index].value_(), entries[index].data.value_())
+                for index in range(self.prog["kvm_nr_uret_msrs"].value_())]
+
     def msrs(self):
         values = {"sysenter_cs": self.field(SYSENTER_CS), "sysenter_esp": self.field(SYSENTER_ESP),
                   "sysenter_eip": self.field(SYSENTER_EIP)}
-        listed = [index.value_() for index in self.prog["kvm_uret_msrs_list"]][:self.prog["kvm_nr_uret_msrs"].value_()]
-        values |= {name: self.vmx.guest_uret_msrs[listed.index(msr)].data.value_()
-                   for name, msr in URET_MSRS.items() if msr in listed}
+        values |= {name: value for msr, value in self.lazily_loaded() for name, number in URET_MSRS.items() if number == msr}
         if not self.vmx.guest_state_loaded:
             values["kernel_gs_base"] = self.vmx.msr_guest_kernel_gs_base.value_()
         return values
@@ -96,8 +103,7 @@ class VirtualProcessor:
 
 
 def vcpus(prog, kvm, core, layout):
-    return [VirtualProcessor(prog, drgn.Object(prog, "struct kvm_vcpu *", value=entry.value_()), core, layout).registers()
-            for _, entry in xa_for_each(kvm.vcpu_array.address_of_())]
+    return [VirtualProcessor(prog, vcpu, core, layout).registers() for _, vcpu in vcpu_objects(prog, kvm)]
 
 
 def main(dump, vmlinux, modules, vmcsinfo, result):

@@ -14,6 +14,7 @@
 #   kdump           the host really panics, and its crash kernel boots; the dump is what its /proc/vmcore is
 #   ept0            as raw without the Linux guest, kvm_intel with ept=0
 #   nounrestricted  as raw without the Linux guest, kvm_intel with unrestricted_guest=0
+#   nested          as raw, and the Linux guest runs two guests itself
 # Other steps, which scenarios call as they need them: deps tools fetch images
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)

@@ -12,10 +12,10 @@ forms() {
 	[ -n "$KERNEL" ] || program=/usr/bin/makedumpfile form "$source" "$base.lzo-1.7.2.d17" -l -d 17
 }
 
-# all_forms DUMP : forms of the dump as it is (BASE.*), of one in which no layout is told (scrubbed.*), and the ELF
-# dump with the layout in a note (noted.elf)
+# all_forms DUMP : forms of the dump as it is (BASE.*), of one in which no layout is told (scrubbed.*), the ELF dump with
+# the layout in a note (noted.elf), and both ELF dumps without types of modules, if there are any (untyped.*)
 all_forms() {
-	local dump=$1 base=${1%.elf} kind
+	local dump=$1 base=${1%.elf} kind vmlinux
 	forms "$dump" "$base"
 	python3 "$here/scrub.py" "$dump" scrubbed.elf
 	forms scrubbed.elf scrubbed
@@ -23,4 +23,7 @@ all_forms() {
 		python3 "$here/layout.py" $kind vmcsinfo.txt > vmcsinfo.$kind
 	done
 	python3 "$here/addnote.py" scrubbed.elf noted.elf VMCSINFO vmcsinfo.note
+	vmlinux=$OUT/img/debug/boot/vmlinux-$(cat "$OUT/kernel")
+	python3 "$here/untype.py" "$dump" untyped.elf "$vmlinux"
+	python3 "$here/untype.py" scrubbed.elf untyped.scrubbed.elf "$vmlinux"
 }

@@ -11,8 +11,11 @@ step_fetch() {
 	find_release
 	local release
 	release=$(cat "$OUT/kernel")
-	kernels "$release"
-	unpack $(headers "$release")
+	(
+		if [ -n "$(debian_of "$KERNEL")" ]; then apt_of "$KERNEL"; fi
+		kernels "$release"
+		unpack $(headers "$release")
+	)
 	# the headers name their common part where it would be if they were installed
 	sed -i "s#include /usr/src/#include $root/usr/src/#" "$root/usr/src/linux-headers-$release/Makefile"
 }

@@ -41,6 +41,10 @@ step_busy()           { linux=rr append=busy=1 whole busy; }
 step_ept0()           { linux= kvm=ept=0 whole ept0; }
 step_nounrestricted() { linux= kvm=unrestricted_guest=0 whole nounrestricted; }
 
+# The Linux guest is a hypervisor, and has two guests, of which the first one's VMCS is in its memory: running the second
+# made its hypervisor write it there.
+step_nested() { extra=$OUT/img/nested.cpio.gz linux=s whole nested; }
+
 # One of the Linux guest's vCPUs is left running: nobody has read its registers before the panic.
 step_kdump() {
 	memory=512 append=crashkernel=128M linux=sr boot kdump CRASH:READY
