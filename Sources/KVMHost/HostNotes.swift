@@ -55,7 +55,7 @@ extension VirtualProcessors {
   fileprivate var controlBlocks: [ControlBlockNote] {
     guard case .svm(let types) = host.vendor else { return [] }
     return objects.enumerated().flatMap { index, object in
-      if let (address, block) = blocks?.block(of: object) {
+      if let (address, block) = host.controlBlocks?.block(of: object) {
         return [
           ControlBlockNote(
             kind: .vmcb, processor: index, isCurrent: true, runsNestedGuest: false,

@@ -10,8 +10,8 @@ public struct KVMHost: Sendable {
   let source: any FrameSource
   let processors: HostProcessors
   /// KVM's own types: its module's, or the kernel's when it is built in.
-  let types: BTF
-  let vendor: Vendor
+  private(set) var types: BTF
+  private(set) var vendor: Vendor
   /// Where layouts of Intel's VMCS come from.
   private let vmcsLayouts: VMCSLayoutSources
   /// What every VMCS of the host must hold.
@@ -19,6 +19,10 @@ public struct KVMHost: Sendable {
   private let module: KernelModule?
   private let vendorModule: KernelModule?
   private let list: VirtualAddress
+  /// AMD's control blocks, where no types tell where they are.
+  private(set) var controlBlocks: FoundControlBlocks?
+  /// What is to be said of what was found without types.
+  private(set) var foundWithoutTypes: Finding?
 
   /// - Parameters:
   ///   - kernel: the host's kernel.
@@ -46,6 +50,7 @@ public struct KVMHost: Sendable {
     self.list = list
     let modules = [vendorModule, module].compactMap { $0 }
     vmcsFacts = VMCSHostFacts(kernel) { Self.symbol($0, in: modules, kernel) }
+    findMembers()
   }
 
   /// What was found of a host's guests.
@@ -90,10 +95,7 @@ public struct KVMHost: Sendable {
     let objects: [KernelObject]
     let failure: KernelError?
     do throws(KernelError) {
-      let head = KernelObject(
-        in: kernel.memory, at: list, type: try structure("list_head"), path: "vm_list")
-      (objects, failure) = head.reachableListElements(
-        of: try structure("kvm"), link: "vm_list", limit: 1 << 16)
+      (objects, failure) = try machineObjects()
     } catch {
       throw .kernel(error)
     }
@@ -101,12 +103,11 @@ public struct KVMHost: Sendable {
       throw failure.map(KVMError.kernel) ?? .noGuests(release: kernel.vmcoreinfo.release)
     }
     let filter = FilteredPages(on: self)
-    let blocks = foundControlBlocks(of: objects)
     var machines: [VirtualMachine] = []
     var failures = failure.map { [KVMError.kernel($0)] } ?? []
     for object in objects {
       do throws(KernelError) {
-        machines.append(try VirtualMachine(object, on: self, filter: filter, blocks: blocks))
+        machines.append(try VirtualMachine(object, on: self, filter: filter))
       } catch {
         failures.append(.machine(at: object.address, error))
       }
@@ -114,14 +115,62 @@ public struct KVMHost: Sendable {
     return (machines, failures)
   }
 
-  /// AMD's control blocks of these VMs' vCPUs, where no types tell where they are.
-  private func foundControlBlocks(of machines: [KernelObject]) -> FoundControlBlocks? {
-    guard case .svm(let types) = vendor, types.structure(named: "vcpu_svm") == nil else {
-      return nil
+  /// Every `struct kvm` on `vm_list` that can be reached, and why it is not known to be all.
+  private func machineObjects() throws(KernelError) -> ([KernelObject], KernelError?) {
+    let head = KernelObject(
+      in: kernel.memory, at: list, type: try structure("list_head"), path: "vm_list")
+    return head.reachableListElements(of: try structure("kvm"), link: "vm_list", limit: 1 << 16)
+  }
+
+  /// More vCPUs than these prove nothing more of where members lie, and their bytes take room.
+  private static let mostExamined = 4096
+
+  /// The vCPUs of a VM without those that damage leads to: each knows its VM.
+  private func soundVCPUs(of machine: KernelObject) -> [KernelObject] {
+    let all = (try? VirtualProcessors.objects(of: machine, self)) ?? []
+    return all.filter { vcpu in
+      guard let owner = vcpu.memberIfPresent("kvm") else { return true }
+      return (try? owner.pointer()) == machine.address
     }
-    return FoundControlBlocks(
-      of: machines.flatMap { (try? VirtualProcessors.objects(of: $0, self)) ?? [] },
-      because: explained(.noType("vcpu_svm")))
+  }
+
+  /// Finds by structure what no types tell of what KVM's modules keep of vCPUs.
+  private mutating func findMembers() {
+    guard let needed = vendor.neededType else { return }
+    let lacksAPIC = types.structure(named: "kvm_lapic") == nil
+    guard needed.isMissing || lacksAPIC, let machines = try? machineObjects().0 else { return }
+    let vcpus = Array(machines.lazy.flatMap(soundVCPUs).prefix(Self.mostExamined))
+    var places: [String] = []
+    if lacksAPIC, let found = FoundMembers.apic(of: vcpus, types: types) {
+      types = found.types
+      places += found.places
+    }
+    if needed.isMissing {
+      switch vendor {
+      case .svm:
+        controlBlocks = FoundControlBlocks(of: vcpus)
+        places += controlBlocks?.places ?? []
+      case .vmx(let own):
+        if let found = FoundMembers.vmx(of: vcpus, types: own, symbol: { symbol($0) }) {
+          vendor = .vmx(found.types)
+          places += found.places
+        }
+      case .unknown: break
+      }
+    }
+    guard !places.isEmpty else { return }
+    let reason = (needed.isMissing ? vendorModule : module)?.missingTypes ?? .noType(needed.name)
+    foundWithoutTypes = Finding(
+      .note, "vcpu.found-by-structure",
+      "what KVM's modules keep of vCPUs was found by what it holds, at the same places in all"
+        + " \(vcpus.count) vCPUs of the host (\(places.joined(separator: ", "))), as \(reason.problem)"
+        + (reason.advice.map { "; \($0)" } ?? ""))
+  }
+
+  /// Whether the processor translates guests' addresses by page tables of its own (EPT, NPT), as
+  /// kvm's `tdp_enabled` says.
+  var usesTwoLevelPaging: Bool? {
+    symbol("tdp_enabled").flatMap { try? kernel.memory.load($0, as: UInt8.self) }.map { $0 != 0 }
   }
 
   /// A symbol of KVM, be it a module or built in.
@@ -169,6 +218,16 @@ enum Vendor: Sendable {
       if told != nil { return (Vendor(name, kernel.types), nil) }
     }
     return (.unknown, nil)
+  }
+
+  /// The structure that tells of everything that the module keeps of a vCPU, and whether there are no
+  /// types that know it.
+  fileprivate var neededType: (name: String, isMissing: Bool)? {
+    switch self {
+    case .svm(let types): ("vcpu_svm", types.structure(named: "vcpu_svm") == nil)
+    case .vmx(let types): ("vcpu_vmx", types.structure(named: "vcpu_vmx") == nil)
+    case .unknown: nil
+    }
   }
 
   private init(_ module: String, _ types: BTF) {

@@ -17,7 +17,7 @@ struct KVMProcessor {
 
   init(
     _ vcpu: KernelObject, index: Int, on host: KVMHost, protection: Protection,
-    _ structures: ControlStructures, _ blocks: FoundControlBlocks?
+    _ structures: ControlStructures
   ) throws(KernelError) {
     guard protection != .sevES else {
       processor = VirtualProcessor(
@@ -28,7 +28,7 @@ struct KVMProcessor {
     var resume: (any ResumeState)?
     do throws(KernelError) {
       (findings, resume) = try Self.readControlBlock(
-        of: vcpu, index, host, structures, blocks, into: &registers)
+        of: vcpu, index, host, structures, into: &registers)
     } catch {
       // KVM's own copies are still good, but for CR3, which changes without an exit.
       registers[.cr3] = .unknown(reason: "the control block, which is newer, cannot be read")
@@ -63,20 +63,20 @@ struct KVMProcessor {
     let (owner, failure) = resume.registers(after: registers)
     processor = VirtualProcessor(
       index: index, state: state, registers: owner, nested: resume.nestedRegisters(registers))
-    findings.append(.nested(index, failure))
+    findings.append(.nested(index, failure.map(host.explained)))
   }
 
   /// Adds what the processor's control block has, and what the module that drives it keeps. If the
   /// registers are those of a nested guest, gives also what the guest resumes with after it.
   private static func readControlBlock(
     of vcpu: KernelObject, _ index: Int, _ host: KVMHost, _ structures: ControlStructures,
-    _ blocks: FoundControlBlocks?, into registers: inout RegisterFile
+    into registers: inout RegisterFile
   ) throws(KernelError) -> ([Finding], (any ResumeState)?) {
     switch host.vendor {
     case .svm(let types):
-      if let blocks {
+      if let blocks = host.controlBlocks {
         try blocks.read(vcpu, into: &registers)
-        return ([], nil)
+        return ([], try blocks.resumeState(of: vcpu, on: host))
       }
       let svm = try SVMProcessor(vcpu, types: types)
       try svm.read(into: &registers)

@@ -74,7 +74,7 @@ struct KVMRegisters {
   /// A value of `enum kvm_reg`: an index of `regs`, and a bit of `regs_avail`.
   private func bit(of name: String) throws(KernelError) -> Int {
     guard let value = types.enumerator(named: name), (0..<64).contains(value) else {
-      throw .noSymbol(name, module: "kvm")
+      throw .noType("kvm_reg")
     }
     return Int(value)
   }

@@ -14,10 +14,9 @@ enum Protection: String, Sendable {
   ///
   /// Without types the control blocks tell.
   init(
-    of machine: KernelObject, _ vcpus: [KernelObject], on host: KVMHost,
-    _ blocks: FoundControlBlocks?
+    of machine: KernelObject, _ vcpus: [KernelObject], on host: KVMHost
   ) throws(KernelError) {
-    self = blocks?.protection(of: vcpus) ?? .none
+    self = host.controlBlocks?.protection(of: vcpus) ?? .none
     guard case .svm(let types) = host.vendor, let type = types.structure(named: "kvm_svm"),
       let sev = try machine.container(of: type, member: "kvm").memberIfPresent("sev_info"),
       try sev["active"].isTrue()

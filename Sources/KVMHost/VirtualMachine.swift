@@ -14,10 +14,7 @@ struct VirtualMachine: Sendable {
   let slots: [MemorySlot]
   private let hasCommandLine: Bool
 
-  /// - Parameter blocks: AMD's control blocks, where no types tell where they are.
-  init(
-    _ object: KernelObject, on host: KVMHost, filter: FilteredPages, blocks: FoundControlBlocks?
-  ) throws(KernelError) {
+  init(_ object: KernelObject, on host: KVMHost, filter: FilteredPages) throws(KernelError) {
     self.object = object
     let mm = try object["mm"].required()
     let process = try host.kernel.identity(of: mm)
@@ -28,20 +25,20 @@ struct VirtualMachine: Sendable {
       pid: try object["userspace_pid"].signed(), command: process.command,
       backend: host.vendor.backend)
     let vcpus = try VirtualProcessors.objects(of: object, host)
-    protection = try Protection(of: object, vcpus, on: host, blocks)
+    protection = try Protection(of: object, vcpus, on: host)
     slots = try MemorySlot.active(of: object)
     memory = MemoryMap(
       regions: slots.map(\.noted.region),
       backing: KVMMemory(
         slots: slots, tables: try host.kernel.pageTables(of: mm), filter: filter,
         isEncrypted: protection != .none))
-    processors = VirtualProcessors(vcpus, on: host, protection: protection, blocks: blocks)
+    processors = VirtualProcessors(vcpus, on: host, protection: protection)
   }
 
   func guest(_ structures: ControlStructures) throws(KernelError) -> Guest {
     let read = processors.read(structures)
     var findings = protection.findings + structures.findings(of: self) + read.findings
-    if let blocks = processors.blocks { findings.append(blocks.finding) }
+    if let found = processors.host.foundWithoutTypes { findings.append(found) }
     if !hasCommandLine {
       findings.append(
         Finding(

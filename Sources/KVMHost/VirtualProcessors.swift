@@ -8,18 +8,12 @@ struct VirtualProcessors: Sendable {
   /// Every `struct kvm_vcpu`, in the order of their index.
   let objects: [KernelObject]
   let host: KVMHost
-  /// AMD's control blocks, where no types tell where they are.
-  let blocks: FoundControlBlocks?
   private let protection: Protection
 
-  init(
-    _ objects: [KernelObject], on host: KVMHost, protection: Protection,
-    blocks: FoundControlBlocks?
-  ) {
+  init(_ objects: [KernelObject], on host: KVMHost, protection: Protection) {
     self.objects = objects
     self.host = host
     self.protection = protection
-    self.blocks = blocks
   }
 
   /// - Parameter structures: the VMCSs of the host, where it is Intel's.
@@ -32,15 +26,18 @@ struct VirtualProcessors: Sendable {
       let index = processors.count
       do throws(KernelError) {
         let vcpu = try KVMProcessor(
-          object, index: index, on: host, protection: protection, structures, blocks)
+          object, index: index, on: host, protection: protection, structures)
         processors.append(vcpu.processor)
         findings += vcpu.findings
       } catch {
+        let error = host.explained(error)
         processors.append(
           VirtualProcessor(index: index, state: .stale, registers: RegisterFile()))
         findings.append(
           Finding(
-            .warning, "vcpu.unreadable", "vCPU \(index) cannot be read: \(error.problem)"))
+            .warning, "vcpu.unreadable",
+            "vCPU \(index) cannot be read: \(error.problem)"
+              + (error.advice.map { "; \($0)" } ?? "")))
       }
     }
     return (processors, findings)

@@ -174,7 +174,7 @@ extension LinuxKernel {
 
 extension VirtualMemory {
   /// The bytes from `address` on, up to `limit` or to the first page that is not at hand.
-  func bytesAvailable(_ address: VirtualAddress, limit: Int) throws(MemoryError) -> [UInt8] {
+  public func bytesAvailable(_ address: VirtualAddress, limit: Int) throws(MemoryError) -> [UInt8] {
     var bytes = try read(address, count: min(limit, Int(pageSize) - address.pageOffset))
     while bytes.count < limit {
       let next = address + UInt64(bytes.count)

@@ -122,6 +122,24 @@ private typealias Change = @Sendable (inout KernelTypes) -> Void
     #expect(guest.findings.map(\.name) == ["vcpu.found-by-structure"])
   }
 
+  @Test func `without types a nested guest's registers are not taken for the guest's`() throws {
+    var one = try Self.hostWithoutModuleTypes()
+    one.host.kernel.set(one.machine.processors[1].vcpu, "arch.hflags", 1 << 5)
+    let guest = try Analysis(one.host).guest
+    #expect(guest.processors[0].nested == nil)
+    let processor = guest.processors[1]
+    for register in [Register.rip, .rsp, .rax, .cr0, .cr3, .rflags] {
+      #expect(processor.registers[register].value == nil, "\(register)")
+      #expect(processor.nested?[register].value != nil, "\(register)")
+    }
+    #expect(processor.registers[.cs].value == nil)
+    expect(processor.registers[.rbx], SyntheticHost.value("rbx", 1), .kvm)
+    #expect(processor.nested?[.rip].value == SyntheticHost.value("rip", 1))
+    let finding = try #require(guest.findings.first { $0.name == "vcpu.nested" })
+    #expect(finding.severity == .warning)
+    #expect(finding.text.contains("module kvm_amd"))
+  }
+
   @Test(arguments: ["pointer", "VMRUN", "EFER.SVME"])
   func `what is no control block in one vCPU is none in any`(defect: String) throws {
     var one = try Self.hostWithoutModuleTypes()

@@ -1,3 +1,4 @@
+import ControlBlocks
 import Guest
 import KVMHost
 import LinuxKernel
@@ -141,6 +142,36 @@ import X86
     let processor = try nested.guest.analysis(knowingLayout: false).guest.processors[0]
     expect(processor.registers[.rip], vmcs12("host_rip"), .kvm)
     #expect(processor.nested?[.rip].value == nil)
+  }
+
+  // MARK: A host that is KVM's guest
+
+  @Test func `VMCSs of a host that is KVM's guest itself have the layout of KVM, which is known`()
+    throws
+  {
+    let layout = try #require(VMCSLayoutDatabase.vmcs12)
+    var options = SyntheticHost.Options.intel
+    options.vmcs = SyntheticVMCSLayout(
+      revision: try #require(layout.revision),
+      places: layout.fields.reduce(into: [:]) { places, field in
+        guard let offset = layout.offset(of: field), let size = layout.storedSize(of: field) else {
+          return
+        }
+        places[field.encoding] = (offset, size)
+      })
+    let found = try IntelGuest(options).analysis(knowingLayout: false).guest
+    let registers = found.processors[0].registers
+    for (register, encoding) in [
+      (Register.rip, UInt32(0x681e)), (.rsp, 0x681c), (.rflags, 0x6820), (.cr3, 0x6802),
+      (.sysenterEIP, 0x6826),
+    ] {
+      expect(registers[register], SyntheticHost.fieldValue(encoding, 0), .vmcs)
+    }
+    #expect(registers[.gs].value?.base == SyntheticHost.fieldValue(0x6810, 0))
+    #expect(registers[.tr].value?.limit == UInt32(SyntheticHost.fieldValue(0x480e, 0)))
+    #expect(registers.unknown.isEmpty)
+    #expect(found.findings.map(\.name) == ["vcpu.vmcs-kept-by-kvm", "vcpu.vmcs-layout"])
+    #expect(found.findings[1].text.contains("KVM's vmcs12"))
   }
 
   // MARK: AMD

@@ -438,6 +438,18 @@ private typealias Change = @Sendable (inout KernelTypes) -> Void
     #expect(segment?.attributes.rawValue == 0x9300)
   }
 
+  @Test func `until 4_20 a pointer tells where exits lead`() throws {
+    func layout(_ pointsAtExitHandler: Bool) throws -> String? {
+      var options = SyntheticHost.Options.intel
+      options.pointsAtExitHandler = pointsAtExitHandler
+      let found = try IntelGuest(options).analysis().guest
+      return found.findings.first { $0.name == "vcpu.vmcs-layout" }?.text
+    }
+    // As many values agree.
+    #expect(try layout(true) == layout(false))
+    #expect(try layout(true) != nil)
+  }
+
   // MARK: No VMCS
 
   /// What KVM has of a vCPU whose VMCS cannot be read.

@@ -131,4 +131,17 @@ enum Variant {
   static func noControls(_ types: inout KernelTypes) {
     types["loaded_vmcs"].remove("controls_shadow")
   }
+
+  /// What is found without types lies in the order of the kernel's sources, and APICs are known by
+  /// name alone. Until 5.10 modules have no types.
+  static func untyped(_ types: inout KernelTypes) {
+    for name in ["vcpu_vmx", "loaded_vmcs", "vmx_uret_msr", "shared_msr_entry"] {
+      types[name].isOrdered = true
+    }
+    if let index = types["vcpu_vmx"].members.firstIndex(where: { $0.name == "guest_msrs" }) {
+      let registers = types["vcpu_vmx"].members.remove(at: index)
+      types["vcpu_vmx"].members.insert(registers, at: 1)
+    }
+    types["kvm_vcpu_arch"].add("apic", .pointer(.void))
+  }
 }

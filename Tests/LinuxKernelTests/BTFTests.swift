@@ -91,6 +91,40 @@ struct BTFTests {
     #expect(old.member("b")?.bitSize == nil)
   }
 
+  @Test func `structures that are described come before those of the base`() throws {
+    var builder = BTFBuilder()
+    let int = builder.integer("int")
+    _ = builder.structure("known", size: 4, [("a", int, 0)])
+    _ = builder.structure("last", size: 8, [("b", int, 32)])
+    let base = try builder.build()
+    let types = try BTF(
+      [
+        StructureDescription("inner", size: 16, [.init("word", at: 8, .unsigned(bytes: 4))]),
+        StructureDescription(
+          "known", size: 400,
+          [
+            .init("last", at: 8, .structure("last")), .init("inner", at: 16, .pointerTo("inner")),
+            .init("many", at: 32, .structures("inner", count: 3)), .init("any", at: 80, .pointer),
+          ]),
+      ], base: base)
+    let known = try #require(types.structure(named: "known"))
+    #expect(known.size == 400)
+    let last = try #require(known.member("last"))
+    #expect(last.byteOffset == 8)
+    #expect(last.type.name == "last")
+    #expect(last.type.member("b")?.byteOffset == 4)
+    let inner = try #require(known.member("inner"))
+    #expect(inner.type.kind == .pointer)
+    #expect(inner.type.target?.name == "inner")
+    let many = try #require(known.member("many"))
+    #expect(many.type.elementCount == 3)
+    #expect(many.type.target?.member("word")?.type.size == 4)
+    #expect(known.member("any")?.type.target?.kind == .void)
+    #expect(known.member("a") == nil)
+    #expect(types.structure(named: "last")?.size == 8)
+    #expect(base.structure(named: "known")?.size == 4)
+  }
+
   @Test func everyQualifierIsLookedThrough() throws {
     var builder = BTFBuilder()
     let base = builder.structure("atomic", size: 4, [])

@@ -152,7 +152,10 @@ extension KernelTypes {
       "cr0_guest_owned_bits": .u64, "cr4_guest_owned_bits": .u64,
       "apic": .pointer(to: "kvm_lapic"),
     ]),
-    "kvm_lapic": CStructure(["base_address": .u64, "regs": .pointer(.void), "sw_enabled": .u8]),
+    "kvm_lapic": CStructure([
+      "base_address": .u64, "regs": .pointer(.void), "sw_enabled": .u8,
+      "vcpu": .pointer(to: "kvm_vcpu"),
+    ]),
     "kvm_x86_ops": CStructure(["name": .pointer(.char), "hardware_enable": .pointer(.void)]),
   ]
 

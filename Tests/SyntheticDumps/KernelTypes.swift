@@ -37,6 +37,8 @@ public struct CMember: Hashable, Sendable {
 public struct CStructure: Hashable, Sendable {
   public var members: [CMember]
   public var isUnion: Bool
+  /// The members lie as a C compiler places them, in their order: for what is found without types.
+  public var isOrdered = false
 
   public init(_ members: [CMember], isUnion: Bool = false) {
     self.members = members
@@ -112,13 +114,14 @@ extension KernelTypes {
     func isFlexible(_ member: CMember) -> Bool {
       if case .array(_, 0) = member.type { true } else { false }
     }
-    let fixed = structure.members.filter { !isFlexible($0) }.shuffled(using: &generator)
+    let declared = structure.members.filter { !isFlexible($0) }
+    let fixed = structure.isOrdered ? declared : declared.shuffled(using: &generator)
     for member in fixed + structure.members.filter(isFlexible) {
       if structure.isUnion {
         layout.members.append((member, 0))
         layout.size = max(layout.size, size(of: member.type))
       } else {
-        layout.size += Int.random(in: 0...2, using: &generator) * 8
+        if !structure.isOrdered { layout.size += Int.random(in: 0...2, using: &generator) * 8 }
         layout.size = Self.round(layout.size, to: alignment(of: member.type))
         layout.members.append((member, layout.size))
         layout.size += size(of: member.type)

@@ -31,6 +31,8 @@ public struct SyntheticHost: Sendable {
     public var extraRegisters = ["PDPTR", "CR0", "CR3", "CR4", "RFLAGS", "SEGMENTS"]
     /// The numbers of lazily loaded MSRs are listed under a symbol.
     public var hasLazyRegisterList = true
+    /// Where an exit leads is told by a pointer with a symbol instead of a symbol. Until 4.20.
+    public var pointsAtExitHandler = false
 
     public init() {}
 
@@ -445,6 +447,7 @@ public struct SyntheticHost: Sendable {
     var base = TypeWriter(kernel.types)
     let isBuiltIn = !options.modules.contains("kvm")
     if options.vendor == "kvm_intel" {
+      if options.pointsAtExitHandler { kernel.store(exitHandler.rawValue, at: vmxRoom + 0x1500) }
       let room = lazyRegisterList == "kvm_uret_msrs_list" ? moduleRoom : vmxRoom
       let list =
         isBuiltIn ? kernel.define(lazyRegisterList, size: 64) : room + Self.lazyRegisterOffset
@@ -489,7 +492,7 @@ public struct SyntheticHost: Sendable {
       let list: [(name: String, offset: UInt64)] =
         lazyRegisterModule == "kvm_intel" ? [(lazyRegisterList, Self.lazyRegisterOffset)] : []
       addModule(
-        "kvm_intel", at: vmxRoom, symbols: [("vmx_vmexit", 0x100)] + list, types: types.builder)
+        "kvm_intel", at: vmxRoom, symbols: [exitHandlerSymbol] + list, types: types.builder)
     }
     return kernel.finish()
   }
@@ -502,6 +505,10 @@ public struct SyntheticHost: Sendable {
   }
 
   private static let lazyRegisterOffset: UInt64 = 0x1400
+
+  private var exitHandlerSymbol: (name: String, offset: UInt64) {
+    options.pointsAtExitHandler ? ("vmx_return", 0x1500) : ("vmx_vmexit", 0x100)
+  }
 
   private var lazyRegisterModule: String? {
     guard options.hasLazyRegisterList else { return nil }

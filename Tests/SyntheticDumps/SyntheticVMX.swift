@@ -36,7 +36,7 @@ extension SyntheticHost {
   }
 
   /// Where the processor starts KVM's code at an exit.
-  private var exitHandler: VirtualAddress { vmxRoom + 0x100 }
+  var exitHandler: VirtualAddress { vmxRoom + 0x100 }
 
   /// MSRs that are loaded lazily, in an order of this kernel's.
   var lazyRegisters: [UInt32] {
@@ -158,6 +158,23 @@ extension SyntheticHost {
     }
   }
 
+  /// Makes the entries of lazily loaded MSRs what they are in memory that was zero: nothing between
+  /// their members, and the masks that KVM sets.
+  public mutating func completeLazyRegisters(_ vmx: SyntheticObject) {
+    let array = kernel.has(vmx, "guest_msrs") ? "guest_msrs" : "guest_uret_msrs"
+    let entry = kernel.has(vmx, "guest_msrs") ? "shared_msr_entry" : "vmx_uret_msr"
+    let place = ["slot", "index"].first { kernel.types.has(entry, $0) }
+    for (index, number) in lazyRegisters.enumerated() {
+      let path = "\(array)[\(index)]"
+      let start = kernel.address(vmx, path)
+      let slot = place.map { kernel.load(vmx, "\(path).\($0)") & 0xffff_ffff }
+      kernel.store(slot ?? 1, at: start)
+      let listed = slot.map { lazyRegisters[Int($0)] } ?? number
+      let isUsed = index < lazyRegisters.count - (place == nil ? 0 : 1)
+      kernel.set(vmx, "\(path).mask", isUsed && listed != 0x122 ? .max : 0)
+    }
+  }
+
   // MARK: Registers
 
   /// Sets a general register or RIP in `arch.regs`.
@@ -180,7 +197,9 @@ extension SyntheticHost {
   public mutating func addAPIC(to processor: Processor, taskPriority: UInt32) {
     let apic = kernel.make("kvm_lapic")
     let page = kernel.machine.allocate(1, filledWith: 0)
+    kernel.machine.memory.store(0x5_0014 as UInt32, at: page.address + 0x30)
     kernel.machine.memory.store(taskPriority, at: page.address + 0x80)
+    kernel.set(apic, "vcpu", processor.vcpu.address)
     kernel.set(apic, "regs", kernel.direct(page.address))
     kernel.set(processor.vcpu, "arch.apic", apic.address)
   }

@@ -20,4 +20,8 @@ package enum VMCSLayoutDatabase {
   package static func layouts(for revision: UInt32) -> [VMCSLayout] {
     layouts.filter { $0.revision == revision }
   }
+
+  /// That of the VMCSs of a guest's guests, as KVM gives it to the guest: revision VMCS12_REVISION of
+  /// arch/x86/kvm/vmx/vmcs12.h.
+  package static let vmcs12: VMCSLayout? = layouts(for: 0x11e5_7ed0).first
 }

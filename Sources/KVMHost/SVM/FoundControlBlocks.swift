@@ -14,15 +14,11 @@ import X86
 struct FoundControlBlocks: Sendable {
   /// Bytes from the start of a `struct kvm_vcpu`.
   let offset: UInt64
-  /// The vCPUs for which it holds.
-  let vcpus: Int
-  /// Why there are no types.
-  private let reason: KernelError
 
   /// `struct vcpu_svm` is not longer behind its `struct kvm_vcpu`.
   private static let searched: UInt64 = 16 << 10
 
-  init?(of vcpus: [KernelObject], because reason: KernelError) {
+  init?(of vcpus: [KernelObject]) {
     guard let first = vcpus.first, let size = first.type.size else { return nil }
     let start = (size + 7) & ~7
     let offset = stride(from: start, to: start &+ Self.searched, by: 8).first { offset in
@@ -30,8 +26,6 @@ struct FoundControlBlocks: Sendable {
     }
     guard let offset else { return nil }
     self.offset = offset
-    self.vcpus = vcpus.count
-    self.reason = reason
   }
 
   func block(of vcpu: KernelObject) -> (address: PhysicalAddress, block: VMCB)? {
@@ -53,15 +47,17 @@ struct FoundControlBlocks: Sendable {
     return (address, block)
   }
 
+  /// What the guest resumes with, if the vCPU runs a guest of its own. Until 5.11 one control block
+  /// serves both, and where the guest's own registers are kept meanwhile only types tell.
+  func resumeState(of vcpu: KernelObject, on host: KVMHost) throws(KernelError) -> UntoldState? {
+    guard try vcpu["arch.hflags"].unsigned() & SVMProcessor.guestMode != 0 else { return nil }
+    return UntoldState(reason: host.explained(.noType("vcpu_svm")))
+  }
+
   /// Adds what the control block has, as ``SVMProcessor`` does.
   func read(_ vcpu: KernelObject, into file: inout RegisterFile) throws(KernelError) {
     guard let block = block(of: vcpu)?.block else {
       throw .unexpectedKind(type: vcpu.path, needed: "a vCPU with a control block")
-    }
-    // Until 5.11 one control block serves both, and where the guest's own registers are kept
-    // meanwhile only types tell.
-    guard try vcpu["arch.hflags"].unsigned() & SVMProcessor.guestMode == 0 else {
-      throw .unexpectedKind(type: vcpu.path, needed: "a vCPU that runs no guest of its own")
     }
     let found = block.registers()
     for register in [
@@ -83,11 +79,19 @@ struct FoundControlBlocks: Sendable {
     return blocks.contains(where: \.encryptsMemory) ? .sev : .none
   }
 
-  var finding: Finding {
-    Finding(
-      .note, "vcpu.found-by-structure",
-      "the control blocks were found by what vCPUs point at, \(offset) bytes behind the start of each"
-        + " of the host's \(vcpus) vCPUs, as \(reason.problem)"
-        + (reason.advice.map { "; \($0)" } ?? ""))
+  /// What lies where, as it is told to the user.
+  var places: [String] { ["the control block's address +\(offset)"] }
+}
+
+/// What a guest resumes with, where nothing tells where KVM keeps it.
+struct UntoldState: ResumeState {
+  let reason: KernelError
+
+  static let passing = VMCBResumeState.passing
+  static let passingSegments = VMCBResumeState.passingSegments
+  static let owned = VMCBResumeState.owned
+
+  func read(into file: inout RegisterFile, after nested: RegisterFile) throws(KernelError) {
+    throw reason
   }
 }

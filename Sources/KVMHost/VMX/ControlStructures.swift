@@ -107,7 +107,8 @@ struct ControlStructures: Sendable {
       used[index].agreeing += agreeing
       used[index].compared += compared
     }
-    return rejections.map(\.finding)
+    let isOfKVM = used.contains { $0.layout.revision == VMCSLayoutDatabase.vmcs12?.revision }
+    return rejections.map(\.finding) + (isOfKVM ? [.keptByKVM] : [])
       + used.map {
         Finding(
           .note, $0.layout.isInferred ? "vcpu.vmcs-inferred" : "vcpu.vmcs-layout",
@@ -138,12 +139,22 @@ struct ControlStructures: Sendable {
   }
 }
 
+extension Finding {
+  /// KVM writes the copy that it works on (`cached_vmcs12`) to the guest's memory at VMCLEAR, or when
+  /// the guest loads another (`nested_release_vmcs12` of arch/x86/kvm/vmx/nested.c).
+  fileprivate static let keptByKVM = Finding(
+    .note, "vcpu.vmcs-kept-by-kvm",
+    "the host is itself a guest of KVM, which writes a VMCS to the host's memory only when the host"
+      + " clears it, as it does when it crashes, or loads another: what was read of VMCSs may be older"
+      + " than the last exit")
+}
+
 extension ControlStructures.Entry {
   fileprivate var structure: ControlStructure {
     ControlStructure(
       owner: (guest, index), address: processor.address,
-      runsNestedGuest: (try? processor.runsNestedGuest()) ?? false,
-      hostProcessor: try? processor.loaded["cpu"].signed(), region: processor.region,
+      runsNestedGuest: processor.structures.runsNestedGuest,
+      hostProcessor: processor.structures.hostProcessor, region: processor.region,
       state: reading.state, known: reading.known(by: sample.facts))
   }
 }

@@ -8,13 +8,9 @@ struct VMCS12: ResumeState {
   private let nested: KernelObject
 
   /// Nil unless the control structure in use is that of a guest's guest.
-  ///
-  /// - Parameter loaded: the `struct loaded_vmcs` in use.
-  init?(of vmx: KernelObject, using loaded: KernelObject) throws(KernelError) {
-    guard let nested = vmx.memberIfPresent("nested"),
-      nested.memberIfPresent("vmcs02")?.address == loaded.address
-    else { return nil }
-    self.nested = nested
+  init?(of structures: VMXStructures) throws(KernelError) {
+    guard structures.runsNestedGuest else { return nil }
+    nested = try structures.vmx["nested"]
   }
 
   static let passing: Set<Register> = Set(Register.general).subtracting([.rsp]).union([
@@ -33,7 +29,10 @@ struct VMCS12: ResumeState {
   private static let path = "nested.cached_vmcs12->"
 
   func read(into file: inout RegisterFile, after nested: RegisterFile) throws(KernelError) {
-    let vmcs12 = try self.nested["cached_vmcs12"].required()
+    guard let cache = self.nested.memberIfPresent("cached_vmcs12") else {
+      throw .noType("vmcs12")
+    }
+    let vmcs12 = try cache.required()
     func host(_ member: String) throws(KernelError) -> Reading<UInt64> {
       .known(try vmcs12.member(member).unsigned(), RegisterSource(.kvm, Self.path + member))
     }

@@ -55,6 +55,8 @@ private struct FactCollector {
 /// processor loads then (`vmx_set_constant_host_state`, `vmx_vcpu_load_vmcs` of
 /// arch/x86/kvm/vmx/vmx.c).
 struct VMCSHostFacts: Sendable {
+  /// Where an exit of every guest leads.
+  let exitHandler: (address: VirtualAddress, origin: String)?
   private let constant: [VMCSFact]
   private let entryAreas: EntryAreas?
 
@@ -62,11 +64,9 @@ struct VMCSHostFacts: Sendable {
   init(_ kernel: LinuxKernel, symbol: (String) -> VirtualAddress?) {
     var facts = FactCollector()
     facts.add(.linkPointer, .max, "the link pointer without a shadow VMCS")
-    // vmx_return until 4.20.
-    for name in ["vmx_vmexit", "vmx_return"] {
-      guard let exit = symbol(name) else { continue }
-      facts.add(.hostRIP, exit.rawValue, name)
-      break
+    exitHandler = Self.exitHandler(symbol, in: kernel.memory)
+    if let exitHandler {
+      facts.add(.hostRIP, exitHandler.address.rawValue, exitHandler.origin)
     }
     facts.add(
       .hostSysenterEIP, kernel.symbol("entry_SYSENTER_compat")?.rawValue,
@@ -90,6 +90,17 @@ struct VMCSHostFacts: Sendable {
       fact.isConstant = true
       return fact
     }
+  }
+
+  /// The symbol is `vmx_vmexit` since 5.0; before, `vmx_return` has the address.
+  private static func exitHandler(
+    _ symbol: (String) -> VirtualAddress?, in memory: VirtualMemory
+  ) -> (VirtualAddress, String)? {
+    if let exit = symbol("vmx_vmexit") { return (exit, "vmx_vmexit") }
+    guard let pointer = symbol("vmx_return"),
+      let exit = try? memory.load(pointer, as: UInt64.self)
+    else { return nil }
+    return (VirtualAddress(exit), "*vmx_return")
   }
 
   /// - Parameter processor: the host processor that the VMCS was loaded on last.
@@ -146,13 +157,13 @@ extension VMXProcessor {
   /// What KVM remembers of the contents of this structure. What belongs to the guest is left out
   /// where the structure is that of a guest's guest: KVM's copies then mix both.
   func facts() -> [VMCSFact] {
-    let processor = try? loaded["cpu"].signed()
     var facts = FactCollector(
-      facts: host.vmcsFacts.facts(onProcessor: processor.flatMap(Int.init(exactly:))))
+      facts: host.vmcsFacts.facts(
+        onProcessor: structures.hostProcessor.flatMap(Int.init(exactly:))))
     addHostState(&facts)
     addControls(&facts)
     addLists(&facts)
-    if (try? runsNestedGuest()) == false {
+    if !structures.runsNestedGuest {
       addVirtualMachine(&facts)
       addGuestState(&facts)
     }
@@ -195,11 +206,10 @@ extension VMXProcessor {
     return (value ?? 0) >> bit & 1 != 0
   }
 
-  /// With extended page tables: bit 1 of the secondary controls.
-  var usesExtendedPageTables: Bool { uses(secondary: 1) }
-
-  /// With shadow paging: the structure's CR3 is then not the guest's.
-  var loadsOfCR3Exit: Bool { uses(primary: 15) }
+  /// Bit 1 of the secondary controls.
+  private var usesExtendedPageTables: Bool {
+    loaded.has("controls_shadow") ? uses(secondary: 1) : host.usesTwoLevelPaging == true
+  }
 
   /// Areas that the processor finds through the structure.
   private func addLists(_ facts: inout FactCollector) {
@@ -278,7 +288,7 @@ extension VMXProcessor {
       facts.add(.rflags, vmx.memberIfPresent("rflags"), ofLastExit: true)
     }
     facts.add(.dr7, arch.memberIfPresent("dr7"))
-    if isCopied("VCPU_EXREG_CR3"), !loadsOfCR3Exit {
+    if isCopied("VCPU_EXREG_CR3"), structures.loadsOfCR3Exit(on: host) == false {
       facts.add(.cr3, arch.memberIfPresent("cr3"), ofLastExit: true)
     }
     addControlRegisters(arch, &facts)

@@ -24,9 +24,7 @@ struct VMCSSearch {
   /// Pages with the head of a VMCS, the address that every exit leads to, and a link pointer that
   /// links nothing: all of what every VMCS of a host has, wherever its processor keeps it.
   func hits(besides known: Set<PhysicalAddress>) -> [Hit] {
-    guard let exit = ["vmx_vmexit", "vmx_return"].lazy.compactMap(host.symbol).first else {
-      return []
-    }
+    guard let exit = host.vmcsFacts.exitHandler?.address else { return [] }
     var wanted: [UInt8] = []
     wanted.append(littleEndian: exit.rawValue)
     let search = MemorySearch(MemoryMap(wholeOf: host.source), host.source, threads: threads)

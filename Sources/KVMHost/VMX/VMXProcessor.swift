@@ -27,6 +27,33 @@ struct VMXStructures: Sendable {
         try vmx["loaded_vmcs"].required()
       }
   }
+
+  /// True if the structure in use is that of a guest of the guest.
+  var runsNestedGuest: Bool {
+    guard let second = vmx.memberIfPresent("nested")?.memberIfPresent("vmcs02") else {
+      return false
+    }
+    return loaded.address == second.address
+  }
+
+  /// The host processor that the control structure in use was loaded on last.
+  var hostProcessor: Int64? {
+    try? (loaded.memberIfPresent("cpu") ?? vcpu.memberIfPresent("cpu"))?.signed()
+  }
+
+  /// Whether a load of CR3 makes the guest exit, so that the control structure's CR3 is not the
+  /// guest's; nil if it is not known. Without `loaded_vmcs.controls_shadow` (since 5.2, 09e226cf07cd)
+  /// that can be told of the vCPU's own structure: with shadow paging all exit, without it none while
+  /// the guest's paging is on (`ept_update_paging_mode_cr0`).
+  func loadsOfCR3Exit(on host: KVMHost) -> Bool? {
+    if let controls = loaded.memberIfPresent("controls_shadow")?.memberIfPresent("exec") {
+      return (try? controls.unsigned()).map { $0 & VMCSField.cr3LoadExiting != 0 }
+    }
+    guard !runsNestedGuest, let usesTwoLevels = host.usesTwoLevelPaging else { return nil }
+    if !usesTwoLevels { return true }
+    guard let cr0 = try? vcpu["arch.cr0"].unsigned() else { return nil }
+    return cr0 & ControlBits.paging != 0 ? false : nil
+  }
 }
 
 /// The part of a vCPU that kvm_intel keeps: `struct vcpu_vmx` and its control structure (VMCS).
@@ -66,12 +93,6 @@ struct VMXProcessor: Sendable {
   var vmx: KernelObject { structures.vmx }
   var loaded: KernelObject { structures.loaded }
 
-  /// True if the structure in use is that of a guest of the guest.
-  func runsNestedGuest() throws(KernelError) -> Bool {
-    guard let nested = try vmx["nested"].memberIfPresent("vmcs02") else { return false }
-    return loaded.address == nested.address
-  }
-
   var revision: UInt32 { VMCSLayout.revision(of: region) }
 
   /// - Parameter guest: the memory of the guest that the vCPU belongs to.
@@ -82,10 +103,10 @@ struct VMXProcessor: Sendable {
   /// The guest as far as it can explain values of the structure: if it runs in 64-bit mode, by page
   /// tables of its own.
   private func side(of memory: any PhysicalMemory) -> VMCSGuest? {
-    guard (try? runsNestedGuest()) == false, let efer = try? vcpu["arch.efer"].unsigned(),
+    guard !structures.runsNestedGuest, let efer = try? vcpu["arch.efer"].unsigned(),
       let cr4 = try? vcpu["arch.cr4"].unsigned(), efer & ControlBits.longModeActive != 0
     else { return nil }
-    let root = loadsOfCR3Exit ? try? vcpu["arch.cr3"].unsigned() : nil
+    let root = structures.loadsOfCR3Exit(on: host) == true ? try? vcpu["arch.cr3"].unsigned() : nil
     var file = RegisterFile()
     try? VMXRegisters(structures, on: host).readSystemCallRegisters(into: &file)
     return VMCSGuest(

@@ -6,26 +6,26 @@ import X86
 /// The registers of a vCPU of kvm_intel: which of the VMCS and KVM's copies has the current value
 /// of each.
 struct VMXRegisters {
-  private let vcpu: KernelObject
-  private let vmx: KernelObject
-  private let loaded: KernelObject
+  private let structures: VMXStructures
   private let host: KVMHost
 
   init(_ structures: VMXStructures, on host: KVMHost) {
-    vcpu = structures.vcpu
-    vmx = structures.vmx
-    loaded = structures.loaded
+    self.structures = structures
     self.host = host
   }
 
+  private var vcpu: KernelObject { structures.vcpu }
+  private var vmx: KernelObject { structures.vmx }
+
   /// What the guest resumes with, if the vCPU runs a guest of its own.
-  func resumeState() throws(KernelError) -> VMCS12? { try VMCS12(of: vmx, using: loaded) }
+  func resumeState() throws(KernelError) -> VMCS12? { try VMCS12(of: structures) }
 
   /// Adds what the control structure and kvm_intel have to what KVM's copies gave.
   ///
   /// - Parameter vmcs: the control structure; nil if it is not current or its layout is not known.
   func read(_ vmcs: DecodedVMCS?, into file: inout RegisterFile) throws(KernelError) {
     let realMode = try realModeEmulation()
+    let isUntold = try isRealModeUntold(vmcs)
     for (register, field) in [(Register.rip, VMCSField.rip), (.rsp, .rsp)]
     where file[register].value == nil {
       file[register] = Self.reading(field, vmcs)
@@ -45,6 +45,8 @@ struct VMXRegisters {
       // The task register's stand-in is KVM's own; LDTR has none (`vmx_get_segment`).
       if let realMode, place.register != .ldtr {
         file[place.register] = try emulated(place, in: realMode, standIn: segment)
+      } else if isUntold, place.register != .ldtr {
+        file[place.register] = .unknown(reason: Self.untoldRealMode)
       } else {
         file[place.register] = segment
       }
@@ -75,12 +77,14 @@ struct VMXRegisters {
   private func flags(
     _ vmcs: DecodedVMCS?, _ realMode: KernelObject?
   ) throws(KernelError) -> Reading<UInt64> {
-    if try isAvailable("VCPU_EXREG_RFLAGS") {
-      return .known(try vmx["rflags"].unsigned(), RegisterSource(.kvm, "vcpu_vmx.rflags"))
+    // What KVM writes to its copy it writes to the VMCS too.
+    if try isAvailable("VCPU_EXREG_RFLAGS"), let copy = vmx.memberIfPresent("rflags") {
+      return .known(try copy.unsigned(), RegisterSource(.kvm, "vcpu_vmx.rflags"))
     }
+    if try isRealModeUntold(vmcs) { return .unknown(reason: Self.untoldRealMode) }
     guard let realMode, let live = vmcs?.value(.rflags) else { return Self.reading(.rflags, vmcs) }
     // Real mode emulated as virtual-8086: VM and IOPL are the host's.
-    let own: UInt64 = 1 << 17 | 3 << 12
+    let own = Self.virtual8086 | 3 << 12
     let saved = try realMode["save_rflags"].unsigned()
     return .known(
       live & ~own | saved & own, RegisterSource(.vmcs, "GUEST_RFLAGS, rmode.save_rflags"))
@@ -109,11 +113,11 @@ struct VMXRegisters {
   /// Where the guest's loads of CR3 exit, as they do with shadow paging and, without unrestricted
   /// guest, while the guest's paging is off, the VMCS has tables of the host's.
   private func pageTableRoot(_ vmcs: DecodedVMCS?) throws(KernelError) -> Reading<UInt64> {
-    let copy = try? loaded["controls_shadow.exec"].unsigned()
-    guard let controls = vmcs?.value(.primaryControls) ?? copy else {
+    let told = vmcs?.value(.primaryControls).map { $0 & VMCSField.cr3LoadExiting != 0 }
+    guard let exits = told ?? structures.loadsOfCR3Exit(on: host) else {
       return .unknown(reason: Self.reason(.primaryControls, vmcs))
     }
-    if controls & VMCSField.cr3LoadExiting == 0 { return Self.reading(.cr3, vmcs) }
+    if !exits { return Self.reading(.cr3, vmcs) }
     return .known(try vcpu["arch.cr3"].unsigned(), RegisterSource(.kvm, "arch.cr3"))
   }
 
@@ -194,6 +198,22 @@ struct VMXRegisters {
     return state
   }
 
+  /// True if the VMCS is that of an emulated real mode, and where KVM keeps the guest's own state
+  /// only types tell: KVM sets VM in the flags (`enter_rmode`), which are those of virtual-8086 mode
+  /// if the guest's PE is set.
+  private func isRealModeUntold(_ vmcs: DecodedVMCS?) throws(KernelError) -> Bool {
+    guard !vmx.has("rmode") else { return false }
+    let isProtected = try vcpu["arch.cr0"].unsigned() & ControlBits.protection != 0
+    // Without the flags nothing tells that the segments are the guest's.
+    return !isProtected && vmcs?.value(.rflags).map { $0 & Self.virtual8086 != 0 } ?? true
+  }
+
+  private static let untoldRealMode =
+    "KVM may emulate the guest's real mode, and where it keeps the guest's state only types tell"
+
+  /// VM of RFLAGS.
+  private static let virtual8086: UInt64 = 1 << 17
+
   /// The segment that the guest loaded, of which the VMCS has a stand-in. If the selectors differ,
   /// the guest has loaded another since, as virtual-8086 mode does without an exit.
   private func emulated(
@@ -220,15 +240,25 @@ struct VMXRegisters {
   // MARK: Model-specific registers
 
   /// The live value is in the processor's register while `guest_state_loaded`, and no dump has
-  /// that. Since 6.16 the member is in `vt`; before 5.2 it is the pointer `loaded_cpu_state`.
+  /// that. Since 6.16 the member is in `vt`; from 4.19 to 5.1 it is the pointer `loaded_cpu_state`,
+  /// before that `host_state.loaded`.
   private func kernelGSBase() throws(KernelError) -> Reading<UInt64> {
     let state = vmx.memberIfPresent("vt") ?? vmx
-    if try state.member("guest_state_loaded", "loaded_cpu_state").isTrue() {
+    let isLoaded =
+      state.memberIfPresent("guest_state_loaded") ?? state.memberIfPresent("loaded_cpu_state")
+      ?? state.memberIfPresent("host_state")?.memberIfPresent("loaded")
+    guard let isLoaded, let copy = vmx.memberIfPresent("msr_guest_kernel_gs_base") else {
+      return .unknown(reason: Self.untold("its copy"))
+    }
+    if try isLoaded.isTrue() {
       return .unknown(reason: "it was in the host processor's register, which no dump holds")
     }
     return .known(
-      try vmx["msr_guest_kernel_gs_base"].unsigned(),
-      RegisterSource(.kvm, "vcpu_vmx.msr_guest_kernel_gs_base"))
+      try copy.unsigned(), RegisterSource(.kvm, "vcpu_vmx.msr_guest_kernel_gs_base"))
+  }
+
+  private static func untold(_ what: String) -> String {
+    "where kvm_intel keeps \(what) only types tell"
   }
 
   /// `guest_uret_msrs[]`, in the order of kvm.ko's list of their numbers (since 5.13,
@@ -236,7 +266,12 @@ struct VMXRegisters {
   /// ones follow those in use; before 5.10 all of it has other names.
   func readSystemCallRegisters(into file: inout RegisterFile) throws(KernelError) {
     let name = vmx.has("guest_uret_msrs") ? "guest_uret_msrs" : "guest_msrs"
-    let slots = try vmx.member(name)
+    guard let slots = vmx.memberIfPresent(name) else {
+      for register in Self.systemCallRegisters.values {
+        file[register] = .unknown(reason: Self.untold("it"))
+      }
+      return
+    }
     let tellsPlace = ["slot", "index"].first { (try? slots.element(0).has($0)) == true }
     let lists =
       tellsPlace == nil ? ["kvm_uret_msrs_list"] : ["vmx_uret_msrs_list", "vmx_msr_index"]

@@ -40,7 +40,7 @@ struct BTFWriter {
 
   /// - Parameters:
   ///   - base: the types that these come behind.
-  ///   - resolve: the number of the type to be meant by a number.
+  ///   - resolve: the number of the type to be meant by a number; those of the base are below 1.
   init(base: BTF?, resolve: @escaping (Int) -> Int) {
     firstID = base?.idLimit ?? 1
     firstString = base?.strings.limit ?? 0
@@ -125,7 +125,7 @@ struct BTFWriter {
   }
 
   private func number(_ id: Int) -> UInt32 {
-    id == 0 ? 0 : firstID &+ UInt32(clamping: resolve(id) - 1)
+    id == 0 ? 0 : firstID &+ UInt32(truncatingIfNeeded: resolve(id) - 1)
   }
 
   private mutating func string(_ text: String) -> UInt32 {
