@@ -39,11 +39,12 @@ class Program:
         return done.returncode, done.stderr
 
     def report(self, dumps, *options):
-        """{pid: the guest} of `vmcore-split registers`"""
+        """{pid: the guest} of `vmcore-split registers`; the second one of a process is PID-2"""
         done = self.run("registers", "--json", *dumps, *self.options, *options)
         if done.returncode not in (EXIT_COMPLETE, EXIT_FINDINGS):
             return {}
-        return {str(guest["pid"]): guest for guest in json.loads(done.stdout)["guests"]}
+        return {f"{guest['pid']}-{guest['number']}" if "number" in guest else str(guest["pid"]): guest
+                for guest in json.loads(done.stdout)["guests"]}
 
     def check(self, vmcore):
         """None, or why the file breaks a rule"""

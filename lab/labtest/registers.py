@@ -39,6 +39,18 @@ def note_names(gprs, segments, control):
     return values | {f"prstatus.{name}": user[name] for name in PR_REGS}
 
 
+def of_monitor(values):
+    """Registers by the names of a vCPU's notes, out of those of the report, as a monitor (truth.py) tells them"""
+    values = values | {"kernel_gs_base": values.get("kernel_gs_base", 0)}
+    segments = {}
+    for name in QEMU_SEGMENTS:
+        report = REPORT_TABLES.get(name, name)
+        segments[name] = dict(selector=values.get(f"{report}.selector", 0), limit=values[f"{report}.limit"],
+                              flags=values.get(f"{report}.attributes", 0), base=values[f"{report}.base"])
+    control = {name: values.get(name, 0) for name in ("cr0", "cr1", "cr2", "cr3", "cr4", "kernel_gs_base")}
+    return note_names({name: values[name] for name in QEMU_GPRS}, segments, control)
+
+
 def of_vcpus(core):
     """One dictionary a vCPU, of both its notes.  A vmcore may lack the QEMU notes, but all of them only."""
     status = [prstatus(desc) for desc in core.descriptions("CORE", NT_PRSTATUS)]
@@ -81,6 +93,20 @@ def of_report(processors):
                     values[f"qemu.{name}.{part}"] = int(report[key], 16)
         result.append(values)
     return result
+
+
+def as_reported(processor):
+    """({register: value}, {register: why it is not known}) of a vCPU in the report, named as in truth.py"""
+    values, unknown = {}, {}
+    for name, register in processor["registers"].items():
+        if "unknown" in register:
+            unknown[name] = register["unknown"]
+        elif "value" in register:
+            values[name] = int(register["value"], 16)
+        else:
+            values |= {f"{name}.{part}": int(register[part], 16)
+                       for part in ("selector", "base", "limit", "attributes") if part in register}
+    return values, unknown
 
 
 def in_prstatus(truth):

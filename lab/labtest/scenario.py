@@ -5,12 +5,13 @@ import os
 import re
 import subprocess
 
-from . import registers
+from . import registers, truth
 from .elfcore import ElfCore, PAGE
 from .hostdump import open_held
-from .witness_elf import write_witness_elf
+from .witness_elf import write_noted_elf, write_witness_elf
 
 DUMPS = re.compile(r"(vmcore|host\.(sparse\.)?elf|host\.kdump-zlib(\.rearranged)?|(host|vmcore)\..*\.d\d+(\.1)?)$")
+CR0_PAGING = 1 << 31
 
 
 class GuestMemory:
@@ -63,6 +64,28 @@ class Guest(GuestMemory):
         self.truth_path = path
         self.truth = ElfCore(path)
         self.registers = registers.of_vcpus(self.truth) if self.has_own_truth else witness["vcpus"]
+        self.told, self.has_paging = None, True
+
+
+class OwnGuest(GuestMemory):
+    """A guest of the lab's own VMM, which told its registers and wrote its memory into a file."""
+
+    def __init__(self, scenario, name, pid, release, witness):
+        super().__init__(witness["runs"])
+        self.name, self.pid, self.release = name, pid, release
+        self.vmlinux = scenario.vmlinux(release) if release else None
+        self.truth_path = scenario.file(f"{name}.truth.elf")
+        self.truth = ElfCore(self.truth_path)
+        told = truth.read(scenario.text(f"{name}.truth.txt").splitlines())
+        vcpus = told[name].vcpus if told else {}
+        self.told = [vcpus[index] for index in sorted(vcpus)]
+        self.has_paging = any(vcpu["cr0"] & CR0_PAGING for vcpu in self.told)
+        self.registers = [registers.of_monitor(vcpu) | {"prstatus.pid": index + 1}
+                          for index, vcpu in enumerate(self.told)]
+        if release:
+            # crash opens no dump without notes
+            self.truth_path = os.path.join(scenario.work, f"{name}.noted.elf")
+            write_noted_elf(self.truth_path, self.truth, self.registers)
 
 
 class Scenario:
@@ -128,7 +151,9 @@ class Scenario:
     def guests(self):
         witness = self.witness()
         result = []
-        for name, pid in re.findall(r"HOST:guest (\w+) started pid (\d+)", self.text("console")):
-            release = re.search(rf"^GUEST:{name} (\S+) up", self.text(f"{name}.console"), flags=re.M).group(1)
-            result.append(Guest(self, name, pid, release, witness[pid]))
+        for name, pid in re.findall(r"HOST:guest (\w+) started pid (\d+(?:-\d+)?)", self.text("console")):
+            console = self.text(f"{name}.console") if os.path.exists(self.file(f"{name}.console")) else ""
+            release = re.search(rf"^GUEST:{name} (\S+) up", console, flags=re.M)
+            kind = OwnGuest if os.path.exists(self.file(f"{name}.truth.txt")) else Guest
+            result.append(kind(self, name, pid, release and release.group(1), witness[pid]))
         return result

@@ -4,7 +4,7 @@ import re
 
 from . import truth, vmcsinfo
 from .elfcore import PAGE, ElfCore
-from .registers import QEMU_GPRS, QEMU_SEGMENTS, REPORT_TABLES, note_names
+from .registers import of_monitor
 from .scenario import GuestMemory, Scenario
 from .witness_elf import write_witness_elf
 
@@ -28,7 +28,7 @@ class VmxGuest(GuestMemory):
         self.witnessed = witness["vcpus"]
         self.registers = [told.vcpus.get(index, vcpu) for index, vcpu in enumerate(self.witnessed)]
         self.truth_path = os.path.join(scenario.work, f"{self.name}.witness.elf")
-        notes = [note_registers(vcpu) | {"prstatus.pid": index + 1} for index, vcpu in enumerate(self.registers)]
+        notes = [of_monitor(vcpu) | {"prstatus.pid": index + 1} for index, vcpu in enumerate(self.registers)]
         write_witness_elf(self.truth_path, ElfCore(scenario.base), {"runs": runs, "vcpus": notes})
         self.truth = ElfCore(self.truth_path)
 
@@ -66,18 +66,6 @@ class VmxGuest(GuestMemory):
                 differences.append(f"{self.name} 2 MiB at {piece.address:#x}: {len(pages)} pages, the monitor had "
                                    f"{piece.pages}, or another checksum")
         return len(self.told.pieces), differences
-
-
-def note_registers(values):
-    """Registers by the names of a vCPU's notes, out of those of the report"""
-    values = values | {"kernel_gs_base": values.get("kernel_gs_base", 0)}
-    segments = {}
-    for name in QEMU_SEGMENTS:
-        report = REPORT_TABLES.get(name, name)
-        segments[name] = dict(selector=values.get(f"{report}.selector", 0), limit=values[f"{report}.limit"],
-                              flags=values.get(f"{report}.attributes", 0), base=values[f"{report}.base"])
-    control = {name: values.get(name, 0) for name in ("cr0", "cr1", "cr2", "cr3", "cr4", "kernel_gs_base")}
-    return note_names({name: values[name] for name in QEMU_GPRS}, segments, control)
 
 
 class VmxScenario(Scenario):

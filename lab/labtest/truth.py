@@ -1,4 +1,4 @@
-"""What a guest's monitor (lab/vmx/vmm) said of it: TRUTH lines of the host's console.
+"""What a guest's monitor (lab/vmm) said of it: TRUTH lines of the host's console.
 
 Registers are named as in the report of `vmcore-split registers`: a name, or a segment's name and part (`cs.limit`).
 """

@@ -5,7 +5,7 @@ Runs in the venv with drgn, and uses what vmcore-split must do without: the debu
 kvm modules, and (for vCPUs that were running) the text of the outer hypervisor's `info registers -a`.  It serves
 as the truth where the guests' own VMM wrote none, and says everywhere which pages the host had at all.
 
-RESULT is JSON: guests by their VMM's pid, each with
+RESULT is JSON: guests by their VMM's pid (the second one of a process by PID-2), each with
   runs   [guest address, pages, kind, host address]; kind is page, zero, untouched, swap or lost
   vcpus  registers as registers.py names them; null where no witness knows a register
 """
@@ -14,6 +14,7 @@ import os
 import re
 import struct
 import sys
+from collections import Counter
 
 import drgn
 from drgn import container_of
@@ -113,9 +114,11 @@ def slots(kvm):
 
 
 def memory(kvm, tables):
+    # What a process that has ended does not map, it may have had.
+    has_ended = kvm.mm.mm_users.counter.value_() == 0
     pages = []
     for guest, size, virtual in sorted(slots(kvm)):
-        pages += [(guest + index * PAGE, kind, host)
+        pages += [(guest + index * PAGE, "lost" if has_ended and kind == "untouched" else kind, host)
                   for index, (kind, host) in enumerate(tables.pages(virtual, virtual + size))]
     return merge(pages)
 
@@ -240,8 +243,13 @@ def main(dump, vmlinux, modules, registers, result):
     core = ElfCore(dump)
     prog = open_program(dump, vmlinux, modules, "amd")
     cpus = PhysicalCpus(registers, core)
-    guests = {kvm.userspace_pid.value_(): {"runs": memory(kvm, tables), "vcpus": vcpus(prog, kvm, cpus, tables.top)}
-              for kvm, tables in machines(prog, core)}
+    guests, processes = {}, Counter()
+    # the list has the newest first
+    for kvm, tables in reversed(list(machines(prog, core))):
+        pid = kvm.userspace_pid.value_()
+        processes[pid] += 1
+        name = f"{pid}-{processes[pid]}" if processes[pid] > 1 else str(pid)
+        guests[name] = {"runs": memory(kvm, tables), "vcpus": vcpus(prog, kvm, cpus, tables.top)}
     with open(result, "w") as file:
         json.dump(guests, file)
 

@@ -41,9 +41,21 @@ def contiguous(runs):
 
 
 def write_witness_elf(path, host, witness):
-    notes = b"".join([note("CORE", NT_PRSTATUS, prstatus(vcpu)) for vcpu in witness["vcpus"]]
-                     + [note("QEMU", 0, qemu(vcpu)) for vcpu in witness["vcpus"]])
-    stretches = contiguous(witness["runs"])
+    """Of runs of guest memory in the host's"""
+    write_elf(path, witness["vcpus"], contiguous(witness["runs"]),
+              ((start, host.read(address, count * PAGE)) for start, count, kind, address in witness["runs"]
+               if kind == "page"))
+
+
+def write_noted_elf(path, memory, vcpus):
+    """Of a file that has the guest's memory, and no notes"""
+    write_elf(path, vcpus, [(load.start, load.memsz) for load in memory.loads],
+              ((load.start, memory.read(load.start, load.filesz)) for load in memory.loads))
+
+
+def write_elf(path, vcpus, stretches, contents):
+    notes = b"".join([note("CORE", NT_PRSTATUS, prstatus(vcpu)) for vcpu in vcpus]
+                     + [note("QEMU", 0, qemu(vcpu)) for vcpu in vcpus])
     first = EHDR.size + PHDR.size * (1 + len(stretches))
     offset = -(-(first + len(notes)) // PAGE) * PAGE
     headers = [PHDR.pack(PT_NOTE, 0, first, 0, 0, len(notes), 0, 0)]
@@ -56,9 +68,8 @@ def write_witness_elf(path, host, witness):
     with open(path, "wb") as file:
         file.write(EHDR.pack(ident, 4, 62, 1, 0, EHDR.size, 0, 0, EHDR.size, PHDR.size, len(headers), 0, 0, 0))
         file.write(b"".join(headers) + notes)
-        for start, count, kind, address in witness["runs"]:
-            if kind == "page":
-                base, _, place = next(entry for entry in places if entry[0] <= start < entry[0] + entry[1])
-                file.seek(place + start - base)
-                file.write(host.read(address, count * PAGE))
+        for start, data in contents:
+            base, _, place = next(entry for entry in places if entry[0] <= start < entry[0] + entry[1])
+            file.seek(place + start - base)
+            file.write(data)
         file.truncate(offset)

@@ -105,6 +105,10 @@ step_kdump() {
 	forms vmcore vmcore
 }
 
+step_vmm() {
+	memory=640 stopped vmm
+}
+
 step_sample() {
 	need smallkernel
 	memory=320 stopped sample

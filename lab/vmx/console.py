@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """console.py CONSOLE FOLDER - what a host's console tells, into FOLDER:
 
-truth.txt                       what the guests' monitor said of them (lab/vmx/vmm/truth.c)
+truth.txt                       what the guests' monitor said of them (lab/vmm/truth.c)
 truth.nested.txt                the same of the Linux guest's own guests, if it has any
 vmcsinfo.txt                    the layout of the VMCS, measured while the guests ran
 vmcsinfo.without-kvm.txt, ...   the same, measured at the other times

@@ -28,7 +28,7 @@ guest_image() { # guest_image RELEASE
 	mkdir "$dir/dev"; mknod "$dir/dev/console" c 5 1
 	pack "$dir" "$OUT/img/guest.cpio.gz"
 	nested_image "$dir" "$1"
-	python3 "$here/guestkernel.py" "$root/boot/vmlinuz-$1" "$guest_slide" "$OUT/img/guest.kernel"
+	python3 "$here/../vmm/guestkernel.py" "$root/boot/vmlinuz-$1" "$guest_slide" "$OUT/img/guest.kernel"
 }
 
 crash_image() {
@@ -72,7 +72,7 @@ step_images() {
 	need tools
 	local release
 	release=$(cat "$OUT/kernel")
-	gcc -O2 -Wall -static -o "$OUT/img/vmm" "$here"/vmm/{main,tiny,linux,truth}.c "$here/vmm/tiny.S" -lpthread
+	gcc -O2 -Wall -static -o "$OUT/img/vmm" "$here"/../vmm/*.[cS] -lpthread
 	module "$release"
 	guest_image "$release"
 	crash_image

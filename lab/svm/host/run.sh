@@ -47,6 +47,22 @@ guest() {
 	say "guest $name started pid $!"
 }
 
+# own NAME vmm-argument... : a guest of the lab's own VMM, which has told the truth of it when this returns
+own() {
+	name=$1
+	shift
+	log=$out/$name.vmm.log
+	vmm --truth=$out/$name.truth.elf "$@" > $log 2>&1 &
+	eval "pid_$name=$!"
+	until grep -q "^VMM .*: READY" $log; do
+		sleep 1
+		grep -q FAIL $log && { cat $log; fail "guest $name"; }
+	done
+	grep '^TRUTH' $log > $out/$name.truth.txt
+	grep -h '^\[.*GUEST:' $log | sed 's/^\[[^]]*\] //' > $out/$name.console
+	say "guest $name started pid $(pid_of $name)"
+}
+
 ready() {
 	for name; do
 		until grep -q GUEST:READY $out/$name.console; do
@@ -194,6 +210,20 @@ cores|cores13)
 	core g1; core g2; core g3
 	sync
 	say "TRUTH $scn";;
+vmm)
+	own vmL vmL 13 ss linux /share/guest.kernel $(cat /share/guest.kernel.entry) /share/guest-host.cpio.gz \
+		"console=ttyS0 quiet mitigations=off acpi=off pci=off no_timer_check nowatchdog random.trust_cpu=on panic=-1 tag=vmL spin=5a:0:4096" 128
+	own vmS vmS 10 ss tiny-slots
+	own vmH vmH 11 ss tiny-huge
+	own vmR vmR 12 s real
+	own vmN vmN 14 - tiny
+	own vmT --second=$out/vmT2.truth.elf vmT 16 s tiny
+	: > $out/vmT2.truth.txt
+	say "guest vmT2 started pid $(pid_of vmT)-2"
+	own vmO --orphan vmO 15 s tiny
+	wait $(pid_of vmO)
+	for name in vmL vmS vmH vmR vmN vmT; do cat /proc/$(pid_of $name)/maps > $out/$name.maps; done
+	dumped_from_outside;;
 sample)
 	append="init_on_free=1 random=0"
 	guest sample 64 2 sample 77:0:64 -M q35; ready sample; freeze sample; dumped_from_outside sample;;

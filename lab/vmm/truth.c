@@ -1,5 +1,6 @@
 #define _GNU_SOURCE
 #include "vmm.h"
+#include <elf.h>
 #include <fcntl.h>
 #include <stdio.h>
 #include <sys/ioctl.h>
@@ -102,10 +103,28 @@ void tell_slot(const struct slot *slot, int number)
 	       getpid());
 }
 
+/* Whether a page of this process has memory.  One that has none is not touched, which would give it some. */
+static int has_memory(int pagemap, const void *page)
+{
+	u64 entry;
+
+	if (pread(pagemap, &entry, sizeof entry, (u64)page / PAGE * sizeof entry) != sizeof entry)
+		die("pagemap");
+	return entry >> 63;
+}
+
+static int open_pagemap(void)
+{
+	int file = open("/proc/self/pagemap", O_RDONLY);
+
+	if (file < 0)
+		die("pagemap");
+	return file;
+}
+
 /*
  * For each 2 MiB of a slot: how many pages have host memory, how many of them begin with their mark, and a checksum
- * of them.  A page without host memory is not touched, which would give it some.  The checksum is over the 64-bit
- * words w in ascending order: h = (h ^ w) * 0x100000001b3; h ^= h >> 32.
+ * of them.  The checksum is over the 64-bit words w in ascending order: h = (h ^ w) * 0x100000001b3; h ^= h >> 32.
  */
 static void tell_piece(int pagemap, int number, u64 offset)
 {
@@ -115,11 +134,9 @@ static void tell_piece(int pagemap, int number, u64 offset)
 
 	for (u64 position = offset; position < offset + 2 * MIB && position < slot->size; position += PAGE) {
 		const u64 *page = (const u64 *)(slot->memory + position);
-		u64 entry, mark[4];
+		u64 mark[4];
 
-		if (pread(pagemap, &entry, sizeof entry, (u64)page / PAGE * sizeof entry) != sizeof entry)
-			die("pagemap");
-		if (!(entry >> 63))
+		if (!has_memory(pagemap, page))
 			continue;
 		for (unsigned k = 0; k < PAGE / sizeof *page; k++) {
 			sum = (sum ^ page[k]) * 0x100000001b3;
@@ -135,13 +152,50 @@ static void tell_piece(int pagemap, int number, u64 offset)
 
 void tell_memory(void)
 {
-	int pagemap = open("/proc/self/pagemap", O_RDONLY);
+	int pagemap = open_pagemap();
 
-	if (pagemap < 0)
-		die("pagemap");
 	for (int number = 0; number < vm.slot_count; number++)
-		for (u64 offset = 0; offset < vm.slots[number].size; offset += 2 * MIB)
+		for (u64 offset = 0; offset < vm.slots[number].size && !vm.slots[number].space; offset += 2 * MIB)
 			tell_piece(pagemap, number, offset);
 	close(pagemap);
-	printf("VMM %s: READY\n", vm.name);
+}
+
+static void write_at(int file, const void *data, u64 size, u64 offset)
+{
+	if (pwrite(file, data, size, offset) != (ssize_t)size)
+		die("truth");
+}
+
+/* A page without host memory is a hole in the file. */
+void write_memory(const char *path)
+{
+	int pagemap = open_pagemap(), file = open(path, O_RDWR | O_CREAT | O_TRUNC, 0600), count = 0;
+	Elf64_Phdr headers[MAX_SLOTS] = {};
+	u64 end = PAGE;
+
+	for (int number = 0; number < vm.slot_count; number++) {
+		const struct slot *slot = &vm.slots[number];
+
+		if (slot->space)
+			continue;
+		headers[count++] = (Elf64_Phdr){ .p_type = PT_LOAD, .p_offset = end, .p_paddr = slot->gpa,
+						 .p_filesz = slot->size, .p_memsz = slot->size };
+		for (u64 offset = 0, run; offset < slot->size; offset += run + PAGE) {
+			for (run = 0; offset + run < slot->size && has_memory(pagemap, slot->memory + offset + run);)
+				run += PAGE;
+			if (run)
+				write_at(file, slot->memory + offset, run, end + offset);
+		}
+		end += slot->size;
+	}
+	Elf64_Ehdr header = { .e_ident = { ELFMAG0, ELFMAG1, ELFMAG2, ELFMAG3, ELFCLASS64, ELFDATA2LSB, EV_CURRENT },
+			      .e_type = ET_CORE, .e_machine = EM_X86_64, .e_version = EV_CURRENT,
+			      .e_phoff = sizeof header, .e_ehsize = sizeof header, .e_phentsize = sizeof *headers,
+			      .e_phnum = count };
+	write_at(file, &header, sizeof header, 0);
+	write_at(file, headers, sizeof headers, sizeof header);
+	if (ftruncate(file, end))
+		die("truth");
+	close(file);
+	close(pagemap);
 }

@@ -1,10 +1,14 @@
-# The tiny guests' code, copied to guest address 0x10000 and independent of where it lies.
+/* The tiny guests' code, copied to guest address 0x10000 and independent of where it lies. */
+#include "tiny.h"
 
-# In 64-bit mode, with RDI = the vCPU's parameters (tiny.c).
-	.text
-	.globl tiny64_start, tiny64_spin, tiny64_end
+/*
+ * In 64-bit mode, with RDI = the vCPU's parameters (tiny.c).  TELLS is the instruction whose exit says that all registers
+ * are loaded.
+ */
+	.macro	tiny64 name, tells:vararg
+	.globl \name\()_start, \name\()_spin, \name\()_end
 	.code64
-tiny64_start:
+\name\()_start:
 	lgdt	0x100(%rdi)
 	lidt	0x110(%rdi)
 	mov	0x120(%rdi), %rax
@@ -28,7 +32,7 @@ tiny64_start:
 	push	%rax
 	lretq
 1:
-	# MSRs: their number at 0x180, then index and value of each
+	/* MSRs: their number at 0x180, then index and value of each */
 	lea	0x180(%r15), %rsi
 	mov	(%rsi), %rbx
 2:	add	$8, %rsi
@@ -51,7 +55,7 @@ tiny64_start:
 	mov	0x138(%r15), %rax
 	push	%rax
 	popfq
-	# nothing behind changes a flag
+	/* nothing behind changes a flag */
 	mov	%r15, %rdi
 	mov	0x00(%rdi), %rax
 	mov	0x08(%rdi), %rbx
@@ -69,13 +73,18 @@ tiny64_start:
 	mov	0x70(%rdi), %r14
 	mov	0x78(%rdi), %r15
 	mov	0x28(%rdi), %rdi
-	out	%al, $0x81		# all registers are loaded
-tiny64_spin:
+	\tells
+\name\()_spin:
 3:	pause
 	jmp	3b
-tiny64_end:
+\name\()_end:
+	.endm
 
-# In real mode, at 1000:0000.
+	.text
+	tiny64	tiny64, out %al, $SYNC_PORT
+	tiny64	tiny64_mmio, movabs %al, MMIO
+
+/* In real mode, at 1000:0000. */
 	.globl tiny16_start, tiny16_spin, tiny16_end
 	.code16
 tiny16_start:
@@ -87,7 +96,7 @@ tiny16_start:
 	mov	$0x6789, %di
 	mov	$0x789a, %bp
 	mov	$0x89ab, %sp
-	out	%al, $0x81
+	out	%al, $SYNC_PORT
 tiny16_spin:
 4:	pause
 	jmp	4b

@@ -23,9 +23,12 @@ struct vcpu {
 	volatile int is_told;
 };
 
+#define MAX_SLOTS 8
+
 struct slot {
 	u64 gpa, size;
 	u8 *memory;
+	int is_read_only, space;	/* address space 1 is system management mode's */
 };
 
 struct vm {
@@ -34,7 +37,7 @@ struct vm {
 	int kvm, fd;
 	int vcpu_count, slot_count;
 	struct vcpu vcpus[MAX_VCPUS];
-	struct slot slots[4];
+	struct slot slots[MAX_SLOTS];
 };
 
 extern struct vm vm;
@@ -43,16 +46,23 @@ extern struct vm vm;
 _Noreturn void die(const char *what);
 void create_vm(void);
 void create_vcpu(int index);
+u8 *anonymous_memory(u64 size, int has_huge_pages);
 u8 *add_slot(u64 gpa, u64 size, int has_huge_pages);
+/* A slot on memory that is there already. */
+void map_slot(struct slot slot);
+/* One that there was. */
+void take_away_slot(struct slot slot);
 _Noreturn void wait_forever(void);
 
 /* truth.c: what KVM itself says, as lines "TRUTH vm vcpu key=value ..." */
 void tell_registers(const struct vcpu *vcpu);
 void tell_slot(const struct slot *slot, int number);
 void tell_memory(void);
+/* An ELF file with the memory of all slots of address space 0. */
+void write_memory(const char *path);
 
 /* tiny.c, linux.c: the guests */
-enum tiny { TINY_64, TINY_64_HUGE_PAGES, TINY_REAL_MODE };
+enum tiny { TINY_64, TINY_64_HUGE_PAGES, TINY_64_SLOTS, TINY_REAL_MODE };
 void run_tiny(enum tiny kind);
 void run_linux(const char *image, u64 entry, const char *initrd, const char *command_line, u64 size);
 

@@ -1,24 +1,40 @@
 /* Guests of a few instructions: they load known values into every register and spin. */
+#define _GNU_SOURCE
 #include "vmm.h"
+#include "tiny.h"
 #include <errno.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/ioctl.h>
+#include <sys/mman.h>
 #include <unistd.h>
 
-extern const char tiny64_start[], tiny64_spin[], tiny64_end[], tiny16_start[], tiny16_spin[], tiny16_end[];
+struct code {
+	const char *start, *spin, *end;
+};
+#define CODE_OF(name) extern const char name##_start[], name##_spin[], name##_end[]; \
+	static const struct code name = { name##_start, name##_spin, name##_end }
+CODE_OF(tiny64);
+CODE_OF(tiny64_mmio);
+CODE_OF(tiny16);
 
 #define LOW_SIZE (8 * MIB)
 #define HIGH_GPA 0x100000000ull
 #define HIGH_SIZE (4 * MIB)
 #define CODE 0x10000ull			/* where tiny.S is copied to */
 #define KERNEL_HALF 0xffff888000000000ull	/* the low slot is mapped here too */
-#define SYNC_PORT 0x81			/* an access means: all registers are loaded */
+#define MMIO_CODE 0x11000ull		/* the same with another end, for the second vCPU of a guest with many slots */
 
 /* The parameters that tiny.S reads, a block and more for each vCPU. */
 static u64 block_of(int index) { return 0x20000 + index * 0x2000; }
 static u64 gdt_of(int index) { return block_of(index) + 0x1000; }
 static u64 idt_of(int index) { return 0x30000 + index * 0x1000; }
+
+static int is_sync(const struct kvm_run *run)
+{
+	return (run->exit_reason == KVM_EXIT_IO && run->io.port == SYNC_PORT)
+		|| (run->exit_reason == KVM_EXIT_MMIO && run->mmio.phys_addr == MMIO);
+}
 
 static void *vcpu_thread(void *argument)
 {
@@ -31,7 +47,7 @@ static void *vcpu_thread(void *argument)
 			continue;
 		if (result < 0)
 			die("KVM_RUN");
-		if (vcpu->run->exit_reason != KVM_EXIT_IO || vcpu->run->io.port != SYNC_PORT || vcpu->is_told) {
+		if (!is_sync(vcpu->run) || vcpu->is_told) {
 			printf("VMM %s: FAIL vCPU %d: exit %u, hardware's %llu\n", vm.name, vcpu->index, vcpu->run->exit_reason,
 			       vcpu->run->hw.hardware_exit_reason);
 			wait_forever();
@@ -52,18 +68,20 @@ static void fill(u8 *memory, u64 gpa, u64 size)
 	}
 }
 
-/* PML4 at 0x1000, PDPT at 0x2000, PDs of large pages at 0x3000 (0-1 GiB) and 0x4000 (4-5 GiB). */
+/* PML4 at 0x1000, PDPT at 0x2000, PDs of large pages at 0x3000 (0-1 GiB), 0x4000 (4-5 GiB) and 0x5000 (3-4 GiB). */
 static void page_tables(u8 *low)
 {
 	u64 *pml4 = (u64 *)(low + 0x1000), *pdpt = (u64 *)(low + 0x2000);
-	u64 *pd0 = (u64 *)(low + 0x3000), *pd4 = (u64 *)(low + 0x4000);
+	u64 *pd0 = (u64 *)(low + 0x3000), *pd4 = (u64 *)(low + 0x4000), *pd3 = (u64 *)(low + 0x5000);
 
-	memset(pml4, 0, 4 * PAGE);
+	memset(pml4, 0, 5 * PAGE);
 	pml4[0] = pml4[273] = 0x2003;
 	pdpt[0] = 0x3003;
+	pdpt[3] = 0x5003;
 	pdpt[4] = 0x4003;
 	for (u64 k = 0; k < 512; k++) {
 		pd0[k] = k << 21 | 0x83;
+		pd3[k] = ((3ull << 30) + (k << 21)) | 0x83;
 		pd4[k] = (HIGH_GPA + (k << 21)) | 0x83;
 	}
 }
@@ -126,14 +144,14 @@ static const struct kvm_segment data64 = { .limit = 0xffffffff, .selector = 16, 
 					   .db = 1, .g = 1 };
 static const struct kvm_segment tss64 = { .limit = 0x67, .type = 11, .present = 1 };
 
-static void enter_at(const struct vcpu *vcpu, int is_real_mode)
+static void enter_at(const struct vcpu *vcpu, enum tiny kind)
 {
 	struct kvm_sregs s;
 	struct kvm_regs r = { .rflags = 0x202 };
 
 	if (ioctl(vcpu->fd, KVM_GET_SREGS, &s))
 		die("KVM_GET_SREGS");
-	if (is_real_mode) {
+	if (kind == TINY_REAL_MODE) {
 		s.cs.selector = CODE >> 4;
 		s.cs.base = CODE;
 		s.ds.selector = 0x2000;
@@ -151,7 +169,7 @@ static void enter_at(const struct vcpu *vcpu, int is_real_mode)
 		s.cs = code64;
 		s.ds = s.es = s.ss = data64;
 		s.tr = tss64;
-		r.rip = CODE;
+		r.rip = kind == TINY_64_SLOTS && vcpu->index == 1 ? MMIO_CODE : CODE;
 		r.rsp = 0x8000;
 		r.rdi = block_of(vcpu->index);
 	}
@@ -159,27 +177,55 @@ static void enter_at(const struct vcpu *vcpu, int is_real_mode)
 		die("KVM_SET_SREGS");
 }
 
-/* Where RIP of a vCPU can be that went on after its registers were told. */
-static void tell_loop(u64 base, const char *start, const char *spin, const char *end)
+/* Copies code to a place, and tells where RIP of a vCPU can be that went on after its registers were told. */
+static void copy_code(u8 *low, u64 place, struct code code, u64 base)
 {
-	printf("TRUTH %s - loop=0x%llx end=0x%llx\n", vm.name, (unsigned long long)(base + (spin - start)),
-	       (unsigned long long)(base + (end - start)));
+	memcpy(low + place, code.start, code.end - code.start);
+	printf("TRUTH %s - loop=0x%llx end=0x%llx\n", vm.name, (unsigned long long)(base + (code.spin - code.start)),
+	       (unsigned long long)(base + (code.end - code.start)));
 }
 
-static void copy_code(u8 *low, enum tiny kind)
+static void copy_codes(u8 *low, enum tiny kind)
 {
 	static const u8 jump_to_itself[] = { 0xeb, 0xfe };
 
 	if (kind == TINY_REAL_MODE) {
-		memcpy(low + CODE, tiny16_start, tiny16_end - tiny16_start);
-		tell_loop(0, tiny16_start, tiny16_spin, tiny16_end);
+		copy_code(low, CODE, tiny16, 0);
 		return;
 	}
-	memcpy(low + CODE, tiny64_start, tiny64_end - tiny64_start);
+	copy_code(low, CODE, tiny64, CODE);
+	if (kind == TINY_64_SLOTS)
+		copy_code(low, MMIO_CODE, tiny64_mmio, MMIO_CODE);
 	/* Without PAUSE there are no exits because of it: this one stays in guest mode as long as it may. */
 	if (kind == TINY_64_HUGE_PAGES)
-		memcpy(low + CODE + (tiny64_spin - tiny64_start), jump_to_itself, sizeof jump_to_itself);
-	tell_loop(CODE, tiny64_start, tiny64_spin, tiny64_end);
+		memcpy(low + CODE + (tiny64.spin - tiny64.start), jump_to_itself, sizeof jump_to_itself);
+}
+
+/* Memory as other VMMs have it: in a file of its own, seen in two places; read-only; that of system management mode,
+ * which lies where the guest's own does; and a slot that is taken away again. */
+static void add_more_slots(void)
+{
+	const u64 size = 2 * MIB + 5 * PAGE, rom_size = 64 * PAGE;
+	int file = memfd_create("guest", MFD_CLOEXEC);
+	u8 *shared, *rom, *management, *gone;
+
+	if (file < 0 || ftruncate(file, size))
+		die("memfd");
+	shared = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED, file, 0);
+	if (shared == MAP_FAILED)
+		die("mmap");
+	map_slot((struct slot){ .gpa = 16 * MIB, .size = size, .memory = shared });
+	map_slot((struct slot){ .gpa = HIGH_GPA + 256 * MIB + PAGE, .size = size, .memory = shared });
+	fill(shared, 16 * MIB, size);
+	rom = anonymous_memory(rom_size, 0);
+	fill(rom, HIGH_GPA - rom_size, rom_size);
+	map_slot((struct slot){ .gpa = HIGH_GPA - rom_size, .size = rom_size, .memory = rom, .is_read_only = 1 });
+	management = anonymous_memory(32 * PAGE, 0);
+	memset(management, 0x5a, 32 * PAGE);
+	map_slot((struct slot){ .gpa = 0xa0000, .size = 32 * PAGE, .memory = management, .space = 1 });
+	gone = anonymous_memory(MIB, 0);
+	memset(gone, 0xa5, MIB);
+	take_away_slot((struct slot){ .gpa = 64 * MIB, .size = MIB, .memory = gone });
 }
 
 void run_tiny(enum tiny kind)
@@ -189,14 +235,16 @@ void run_tiny(enum tiny kind)
 	create_vm();
 	low = add_slot(0, LOW_SIZE, kind == TINY_64_HUGE_PAGES);
 	high = add_slot(HIGH_GPA, HIGH_SIZE, kind == TINY_64_HUGE_PAGES);
+	if (kind == TINY_64_SLOTS)
+		add_more_slots();
 	fill(low, 0, LOW_SIZE);
 	fill(high, HIGH_GPA, HIGH_SIZE);
 	page_tables(low);
-	copy_code(low, kind);
+	copy_codes(low, kind);
 	for (int k = 0; k < vm.vcpu_count; k++) {
 		write_parameters(low, k);
 		create_vcpu(k);
-		enter_at(&vm.vcpus[k], kind == TINY_REAL_MODE);
+		enter_at(&vm.vcpus[k], kind);
 	}
 	for (int k = 0; k < vm.vcpu_count; k++)
 		pthread_create(&vm.vcpus[k].thread, NULL, vcpu_thread, &vm.vcpus[k]);
