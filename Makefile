@@ -21,7 +21,7 @@ SOURCES = Package.swift Sources Tests Benchmarks Fuzz/Targets
 
 # What the program, its tests, and the Swift toolchain itself need from Debian.
 PACKAGES = \
-	libbz2-dev libdeflate-dev libdw-dev libelf-dev liblzo2-dev libsnappy-dev libzstd-dev zlib1g-dev \
+	libbz2-dev libdeflate-dev libdw-dev libelf-dev liblz4-dev liblzo2-dev libsnappy-dev libzstd-dev zlib1g-dev \
 	pkg-config \
 	mandoc \
 	g++ libcurl4 libncurses6 libsqlite3-0 libxml2

@@ -42,6 +42,7 @@ let package = Package(
   targets: [
     systemLibrary("CDeflate", pkgConfig: "libdeflate", debian: "libdeflate-dev"),
     systemLibrary("CElfutils", pkgConfig: "libdw", debian: "libdw-dev"),
+    systemLibrary("CLZ4", pkgConfig: "liblz4", debian: "liblz4-dev"),
     systemLibrary("CLZO", pkgConfig: "lzo2", debian: "liblzo2-dev"),
     systemLibrary("CSnappy", pkgConfig: "snappy", debian: "libsnappy-dev"),
     // The tests' second witness.
@@ -50,15 +51,16 @@ let package = Package(
     .target(name: "CShim", cSettings: cSettings),
 
     library("Memory", uses: []),
+    library("Compression", uses: ["CDeflate", "CLZ4", "CLZO", "CSnappy", "CZstd", "CShim"]),
     library("X86", uses: ["Memory"]),
     library("Guest", uses: ["Memory", "X86", "LinuxKernel"]),
     library(
       "DumpFiles",
       uses: [
-        "Memory", "CDeflate", "CLZO", "CSnappy", "CZstd", "CShim",
+        "Memory", "Compression", "CDeflate", "CLZO", "CSnappy", "CZstd", "CShim",
         .product(name: "SystemPackage", package: "swift-system"),
       ]),
-    library("LinuxKernel", uses: ["Memory", "X86", "CElfutils"]),
+    library("LinuxKernel", uses: ["Memory", "X86", "Compression", "CElfutils"]),
     .target(
       name: "ControlBlocks", dependencies: ["Memory", "X86", "Guest"],
       resources: vmcsLayouts.map { .embedInCode("VMX/Layouts/\($0).txt") } + [
@@ -111,6 +113,7 @@ let package = Package(
     tests(
       "ControlBlocksTests", uses: ["ControlBlocks", "Guest", "Memory", "SyntheticDumps", "X86"]),
     tests("X86Tests", uses: ["X86", "Memory"]),
+    tests("CompressionTests", uses: ["Compression", "SyntheticDumps"]),
     tests(
       "VMCSTests",
       uses: [
@@ -165,7 +168,8 @@ if Context.environment["FUZZ"] != nil {
     .executableTarget(
       name: "fuzz",
       dependencies: [
-        "CFuzzer", "ControlBlocks", "DumpFiles", "Guest", "GuestVmcore", "KVMHost", "LinuxKernel",
+        "CFuzzer", "Compression", "ControlBlocks", "DumpFiles", "Guest", "GuestVmcore", "KVMHost",
+        "LinuxKernel",
         "Memory", "QEMUProcess", "SyntheticDumps", "X86",
         .product(name: "SystemPackage", package: "swift-system"),
       ],

@@ -1,3 +1,4 @@
+import Compression
 import ControlBlocks
 import DumpFiles
 import Glibc
@@ -28,6 +29,14 @@ var parsers: [Parser] {
     Parser(name: "check", seeds: { elfSeeds + kdumpSeeds }) {
       onFile { path in
         _ = try? VmcoreCheck(path)
+      }
+    },
+    Parser(name: "lzo-rle", seeds: { lzoSeeds }) {
+      { bytes in
+        var page = [UInt8](repeating: 0, count: 4096)
+        _ = unsafe bytes.withUnsafeBytes { stored in
+          unsafe page.withUnsafeMutableBytes { unsafe LZORLE.decompress(stored, into: $0) }
+        }
       }
     },
     Parser(name: "vmcoreinfo", seeds: { [Array(vmcoreinfo.utf8)] }) {
@@ -170,6 +179,12 @@ private var notes: [SyntheticNote] { [.processStatus(cpu: 0), .vmcoreinfo(vmcore
 private var memory: SyntheticMemory {
   var generator = SeededGenerator(seed: 3)
   return SyntheticMemory(randomIn: [0..<4, 6..<8], using: &generator)
+}
+
+private var lzoSeeds: [[UInt8]] {
+  let page = (0..<4096).map { UInt8(truncatingIfNeeded: $0 % 37 | $0 / 300) }
+  let zeros: [UInt8] = [17, 1, 21, 1, 2, 3, 4, 0x18, 0xfd, 0xff, 7, 9, 17, 0, 0]
+  return [SyntheticDumps.Compression.lzo.compressed(page) ?? [], zeros]
 }
 
 private var elfSeeds: [[UInt8]] {

@@ -2,6 +2,7 @@ import CDeflate
 import CLZO
 import CSnappy
 import CZstd
+import Compression
 import Memory
 
 /// How a kdump-compressed file stores its pages. The levels are those of makedumpfile.
@@ -44,7 +45,7 @@ public enum KdumpCompression: String, Hashable, Sendable, CaseIterable {
   public init(_ compression: KdumpCompression) {
     self.compression = compression
     unsafe memory = .allocate(
-      byteCount: compression == .lzo && Decompressor.isLZOUsable ? Self.lzoMemory : 0,
+      byteCount: compression == .lzo && PageDecompressor.isLZOUsable ? Self.lzoMemory : 0,
       alignment: 16)
     unsafe room = .allocate(byteCount: Self.roomSize, alignment: 16)
     switch compression {

@@ -25,15 +25,19 @@ public enum Compression: Sendable, CaseIterable {
   /// is where it would not shrink.
   func encode(_ page: [UInt8], index: Int) -> (bytes: [UInt8], flag: UInt32) {
     let method = self == .mixed ? [.zlib, .none, .lzo, .snappy, .zstd][index % 5] : self
-    let room = 2 * page.count
-    var output = [UInt8](repeating: 0, count: room)
+    guard let stored = method.compressed(page), stored.count < page.count else { return (page, 0) }
+    return (stored, method.flag)
+  }
+
+  /// The compressed form of some bytes, be it smaller or not.
+  public func compressed(_ page: [UInt8]) -> [UInt8]? {
+    var output = [UInt8](repeating: 0, count: 2 * page.count)
     let size: Int? = unsafe page.withUnsafeBufferPointer { input in
       unsafe output.withUnsafeMutableBufferPointer { output in
-        unsafe method.encode(input, into: output)
+        unsafe encode(input, into: output)
       }
     }
-    guard let size, size < page.count else { return (page, 0) }
-    return (Array(output[..<size]), method.flag)
+    return size.map { Array(output[..<$0]) }
   }
 
   private func encode(
