@@ -12,6 +12,15 @@ skeleton() {
 	install -m 755 "$2" "$1/init"
 }
 
+# known_modules RELEASE NAME... : those that the kernel has, or has built in
+known_modules() {
+	local release=$1 name
+	shift
+	for name; do
+		if "$root/bin/modprobe" -d "$root" -S "$release" --show-depends "$name" > /dev/null 2>&1; then echo "$name"; fi
+	done
+}
+
 # modules DIR RELEASE NAME... : kernel modules, with those they depend on
 modules() {
 	local dir=$1 release=$2 name file to

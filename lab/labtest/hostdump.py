@@ -13,7 +13,7 @@ BLOCK_SIZE_OFFSET = 428         # in disk_dump_header: block_size, sub_hdr_size,
 
 def dump_level(path):
     """makedumpfile's dump level out of the file's name (lab/svm/forms.sh), 0 for an unfiltered dump."""
-    match = re.search(r"\.d(\d+)(\.1)?$", path)
+    match = re.search(r"\.d(\d+)(\.1)?(\+swap)?$", path)
     return int(match.group(1)) if match else 0
 
 

@@ -11,7 +11,13 @@ DEFAULT = os.path.join(os.path.dirname(os.path.abspath(__file__)), "../../.build
 class Program:
     def __init__(self):
         self.path = os.environ.get("VMCORE_SPLIT", DEFAULT)
-        self.options = os.environ.get("OPTIONS", "").split()
+        self.given = os.environ.get("OPTIONS", "").split()
+        self.image = None
+
+    @property
+    def options(self):
+        """For all that is done with a host's dump; `image` is one of the host's swap device."""
+        return self.given + (["--swap", self.image] if self.image else [])
 
     def run(self, *words):
         return subprocess.run([self.path, *words], capture_output=True, text=True, errors="replace")

@@ -17,14 +17,18 @@ CR0_PAGING = 1 << 31
 class GuestMemory:
     """Where the host had a guest's pages: runs of [guest address, pages, kind, host address], see witness.py."""
 
+    # Whether pages that the host had swapped out can be had: from its memory, or an image of the device.
+    has_swapped = False
+
     def __init__(self, runs):
         self.runs = sorted(runs)
         self.starts = [run[0] for run in self.runs]
 
     def pages_held(self, held):
         """How many pages of the guest a dump file has."""
-        return sum(held.holds(host + index * PAGE) for _, count, kind, host in self.runs if kind == "page"
-                   for index in range(count))
+        swapped = sum(count for _, count, kind, _ in self.runs if kind == "swap") if self.has_swapped else 0
+        return swapped + sum(held.holds(host + index * PAGE) for _, count, kind, host in self.runs if kind == "page"
+                             for index in range(count))
 
     def held_by(self, held):
         """The function that says whether a dump file has the page of a guest address.
@@ -41,7 +45,7 @@ class GuestMemory:
                 return True
             if kind == "page":
                 return held.holds(host + address - start)
-            return kind not in ("swap", "lost")
+            return self.has_swapped if kind == "swap" else kind != "lost"
         return function
 
 
@@ -117,6 +121,15 @@ class Scenario:
         stem = form.removesuffix("1")
         return sorted((self.file(name) for name in os.listdir(self.folder) if re.fullmatch(re.escape(stem) + r"\d", name)),
                       reverse=True)
+
+    def swap_images(self):
+        """The images of the host's swap device to try a dump with: none, and if there is one, that."""
+        image = self.file("swap.img")
+        return [None, image] if os.path.exists(image) else [None]
+
+    def has_swapped(self, image):
+        """Whether all that the host had swapped out is in that image, or in its memory."""
+        return image is not None or self.name == "zram"
 
     def has_capture_kernel(self):
         return os.path.exists(self.file("kdump.iomem"))

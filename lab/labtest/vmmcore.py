@@ -110,8 +110,9 @@ class PageCounts:
         self.problems = []
 
 
-def compare_pages(core, witness, host):
-    """All pages of the process: where the witness found them in the host's dump, against the core's."""
+def compare_pages(core, witness, host, has_swapped):
+    """All pages of the process: where the witness found them in the host's dump, against the core's.  Of those that the
+    host had swapped out it only knows that they were; where they can be had, they must not be missing."""
     counts = PageCounts()
     load = iter(core.loads)
     start, end, flags, offset, filesz = next(load)
@@ -123,7 +124,9 @@ def compare_pages(core, witness, host):
                 start, end, flags, offset, filesz = next(load)
             count = min(pages - done, (end - position) // PAGE, 256)
             code = flags >> 20 & 0xff
-            if filesz:
+            if kind == "swap" and has_swapped:
+                is_equal = filesz or code == ZERO_CODE
+            elif filesz:
                 data = core.at(offset + position - start, count * PAGE)
                 want = host.read(physical + done * PAGE, count * PAGE) if kind == "page" else bytes(count * PAGE)
                 is_equal = data == want and kind not in MISSING_KINDS
@@ -165,10 +168,10 @@ def gdb(core, program=None):
     return threads, len(re.findall(r"^ +0x[0-9a-f]+ +0x[0-9a-f]+ +0x", done.stdout, flags=re.M))
 
 
-def compare_guests(dump, core, pid, folder, program):
+def compare_guests(dump, core, pid, folder, program, *swap):
     """(equal pages, different ones, problems): the guest out of the core, and out of the host's dump"""
     found = []
-    for source, options in ((dump, ["--guest", pid]), (core, [])):
+    for source, options in ((dump, ["--guest", pid, *swap]), (core, [])):
         path = os.path.join(folder, f"{pid}.{len(found)}.vmcore")
         done = program.run(source, *options, "-o", path, "--force", "--quiet")
         if done.returncode not in (EXIT_COMPLETE, EXIT_FINDINGS):

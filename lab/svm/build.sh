@@ -13,6 +13,8 @@
 #   run     as two, guests left running while the host is dumped from outside (no truth)
 #   kdump   as two, g1 stopped, g2 running; the host really panics and its crash kernel saves /proc/vmcore
 #   swap    as one with 2 vCPUs; the host has swapped out a part of the guest's RAM
+#   zram    as two; a part of the guests' RAM is swapped out to zram devices, one for each compressor
+#   zswap   as two; a part of the guests' RAM is swapped out to zswap, in pools of several kinds, and to a disk
 #   la57    as swap without the swapping; 5-level page tables in host and guest
 #   vmm     guests of the lab's own VMM: with many slots, in one process, without a process, and Linux
 #   cores, cores13  three guests of which the VMMs' cores are taken (of this Debian's QEMU, of Debian 13's): g1 stopped
@@ -23,7 +25,7 @@ set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 lab=svm
 . "$here/../common/steps.sh" "$1"; shift
-scenarios="one two huge run kdump swap la57 vmm sample"
+scenarios="one two huge run kdump swap zram zswap la57 vmm sample"
 mkdir -p "$OUT/share/out"
 
 . "$here/../common/packages.sh"

@@ -12,7 +12,8 @@ guest_image() { # guest_image NAME RELEASE
 host_image() { # host_image RELEASE
 	local dir=$OUT/img/host
 	skeleton "$dir" "$here/host/init"
-	modules "$dir" "$1" kvm_amd virtio_pci virtio_blk 9pnet_virtio 9p qemu_fw_cfg
+	modules "$dir" "$1" kvm_amd virtio_pci virtio_blk 9pnet_virtio 9p qemu_fw_cfg \
+		zram lzo lzo-rle lz4 lz4hc zstd deflate $(known_modules "$1" zsmalloc z3fold)
 	programs "$dir" "$(command -v qemu-system-x86_64)" "$(command -v kexec)"
 	cp "$OUT/img/vmm" "$dir/tools/"
 	mkdir "$dir/tools/firmware"

@@ -68,6 +68,13 @@ forms_of_host() {
 	forms host.sparse.elf host
 }
 
+few_forms_of_host() {
+	cd "$OUT/dumps/$1"
+	python3 "$here/elfnorm.py" host.elf host.sparse.elf
+	form host.sparse.elf host.zlib.d1 -c -d 1
+	form host.sparse.elf host.zstd.d31 -z -d 31
+}
+
 # stopped SCENARIO [FORMAT...] : a scenario whose guests are stopped and dumped from outside
 stopped() {
 	local scenario=$1
@@ -90,10 +97,35 @@ step_two() {
 	"$makedumpfile" -R host.kdump-zlib.rearranged < host.kdump-zlib > /dev/null
 }
 
+# swapped SCENARIO : a scenario whose host swaps, to a disk (whose image is kept as it was when the host was dumped)
+# or in memory
+swapped() {
+	local scenario=$1
+	need images
+	truncate -s 256M "$OUT/img/$scenario.swap"
+	devices="-drive file=$OUT/img/$scenario.swap,format=raw,if=virtio" boot "$scenario" HOST:READY 1500
+	dump "$scenario" elf
+	cp --sparse=always "$OUT/img/$scenario.swap" "$OUT/dumps/$scenario/swap.img"
+	release "$scenario"
+	collect "$scenario"
+	rm "$OUT/img/$scenario.swap"
+}
+
 step_swap() {
-	truncate -s 256M "$OUT/img/swap"
-	devices="-drive file=$OUT/img/swap,format=raw,if=virtio" stopped swap
-	rm "$OUT/img/swap"
+	swapped swap
+	forms_of_host swap
+}
+
+step_zswap() {
+	swapped zswap
+	few_forms_of_host zswap
+}
+
+# The disk is not swapped to.
+step_zram() {
+	swapped zram
+	rm "$OUT/dumps/zram/swap.img"
+	few_forms_of_host zram
 }
 
 step_kdump() {

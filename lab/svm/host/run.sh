@@ -149,15 +149,54 @@ huge_pages() {
 	cat /proc/sys/vm/nr_hugepages
 }
 
-swap_on() {
-	modprobe virtio_blk
-	mkswap /dev/vda
-	swapon /dev/vda
+# What is to be reclaimed is in a group of its own.
+guests_in_group() {
 	mkdir /tmp/cgroup
 	mount -t cgroup2 cgroup /tmp/cgroup
 	echo +memory > /tmp/cgroup/cgroup.subtree_control
 	mkdir /tmp/cgroup/guests
 	echo 1 > /tmp/cgroup/guests/cgroup.procs
+}
+
+swap_on() {
+	modprobe virtio_blk
+	mkswap /dev/vda
+	swapon /dev/vda
+}
+
+# reclaim MIB : that much of the guests' memory goes to swap
+reclaim() {
+	echo $1M > /tmp/cgroup/guests/memory.reclaim
+	sync
+	cat /proc/swaps
+}
+
+# A small device for each compressor: they are filled one after the other.
+zram_on() {
+	for module in lzo lzo-rle lz4 lz4hc zstd deflate; do modprobe $module; done
+	modprobe zram num_devices=6
+	index=0
+	for compressor in lzo-rle lzo lz4 lz4hc zstd deflate; do
+		device=zram$index
+		if echo $compressor > /sys/block/$device/comp_algorithm; then
+			echo 12M > /sys/block/$device/disksize
+			mkswap /dev/$device
+			swapon /dev/$device
+			index=$((index + 1))
+		fi
+	done
+	cat /sys/block/zram*/comp_algorithm
+}
+
+# zswap POOL COMPRESSOR : what is swapped out from now on is compressed like that
+zswap() {
+	for module in $1 $2; do modprobe $module; done
+	parameters=/sys/module/zswap/parameters
+	[ -e $parameters/zpool ] && echo $1 > $parameters/zpool
+	echo $2 > $parameters/compressor
+	echo 40 > $parameters/max_pool_percent
+	echo Y > $parameters/enabled
+	grep . $parameters/*
 }
 
 panic_with_kdump() {
@@ -185,11 +224,30 @@ huge)
 	huge_pages
 	g1; g2 ,hugetlb=on,hugetlbsize=2M; ready g1 g2; freeze g1 g2; dumped_from_outside g1 g2;;
 swap)
+	guests_in_group
 	swap_on
 	g1; ready g1; freeze g1
-	echo 40M > /tmp/cgroup/guests/memory.reclaim
-	cat /proc/swaps
+	reclaim 40
 	dumped_from_outside g1;;
+zram)
+	guests_in_group
+	zram_on
+	g1; g2; ready g1 g2; freeze g1 g2
+	reclaim 70
+	grep . /sys/block/zram*/mm_stat
+	dumped_from_outside g1 g2;;
+zswap)
+	guests_in_group
+	swap_on
+	g1; g2; ready g1 g2; freeze g1 g2
+	reclaim 5
+	zswap zbud lzo; reclaim 15
+	zswap z3fold lz4; reclaim 15
+	zswap zsmalloc zstd; reclaim 15
+	zswap zsmalloc lzo-rle; reclaim 15
+	mount -t debugfs debugfs /sys/kernel/debug
+	grep . /sys/kernel/debug/zswap/*
+	dumped_from_outside g1 g2;;
 run)
 	g1; g2; ready g1 g2; dumped_from_outside;;
 kdump)
