@@ -51,6 +51,9 @@ extension MissingReason {
     case .pageTableMissing: 10
     case .encrypted: 11
     case .missingPart: 12
+    case .swapUnsupported: 13
+    case .swapUnreadable: 14
+    case .poisoned: 15
     }
   }
 }

@@ -37,14 +37,24 @@ public struct GuestReport: Codable, Hashable, Sendable {
     public var bytes: UInt64
     public var pages: UInt64
     public var present: UInt64
+    /// Those of them that the host had swapped out, by what had their bytes.
+    public var swapped: [String: UInt64]?
     /// Pages by the reason why they are known to be zero.
     public var zero: [String: UInt64]
     /// Pages by the reason why they are missing.
     public var missing: [String: UInt64]
+    /// Those of them that are on swap devices of the host.
+    public var onDevice: [DevicePages]?
     public var missingRuns: [Run]
     /// Missing runs too many to be listed.
     public var unlistedRuns: UInt64
     public var regions: [Region]
+  }
+
+  public struct DevicePages: Codable, Hashable, Sendable {
+    public var device: String
+    public var reason: String
+    public var pages: UInt64
   }
 
   public struct Run: Codable, Hashable, Sendable {
@@ -86,7 +96,11 @@ public struct GuestReport: Codable, Hashable, Sendable {
 }
 
 extension GuestReport {
-  public init(_ guest: Guest, kernels: GuestKernels, survey: MemorySurvey) {
+  /// - Parameter deviceName: what the swap devices of the host are called.
+  public init(
+    _ guest: Guest, kernels: GuestKernels, survey: MemorySurvey,
+    deviceName: (UInt8) -> String = { "swap device \($0)" }
+  ) {
     name = guest.identity.displayName
     uuid = guest.identity.uuid
     pid = guest.identity.pid
@@ -97,7 +111,7 @@ extension GuestReport {
         release: $0.vmcoreinfo.release, buildID: $0.vmcoreinfo.buildID,
         note: $0.noteAddress.description, crashed: $0.hasCrashed, processors: $0.processors)
     }
-    memory = Memory(guest.memory, survey)
+    memory = Memory(guest.memory, survey, deviceName)
     let symbols = kernels.kernels.first?.symbols
     processors = guest.processors.map { Processor($0, symbols) }
     findings = guest.findings
@@ -105,14 +119,23 @@ extension GuestReport {
 }
 
 extension GuestReport.Memory {
-  fileprivate init(_ map: MemoryMap, _ survey: MemorySurvey) {
+  fileprivate init(_ map: MemoryMap, _ survey: MemorySurvey, _ deviceName: (UInt8) -> String) {
     bytes = map.size
     pages = survey.pages
     present = survey.present
     zero = Dictionary(uniqueKeysWithValues: survey.zero.map { ($0.key.rawValue, $0.value) })
+    if !survey.swapped.isEmpty {
+      swapped = Dictionary(uniqueKeysWithValues: survey.swapped.map { ($0.key.name, $0.value) })
+    }
+    if !survey.onDevice.isEmpty {
+      onDevice = survey.onDevice.map { loss, pages in
+        GuestReport.DevicePages(
+          device: deviceName(loss.device), reason: loss.reason.rawValue, pages: pages)
+      }.sorted { ($0.device, $0.reason) < ($1.device, $1.reason) }
+    }
     missing = Dictionary(uniqueKeysWithValues: survey.missing.map { ($0.key.rawValue, $0.value) })
     missingRuns = survey.missingRuns.compactMap { run in
-      guard case .missing(let reason) = run.content else { return nil }
+      guard let reason = run.content.missingReason else { return nil }
       return GuestReport.Run(run, reason)
     }
     unlistedRuns = survey.unlistedRuns
@@ -129,7 +152,7 @@ extension GuestReport.Memory {
   public mutating func add(lost runs: [MemoryRun]) {
     var room = 100
     for run in runs {
-      guard case .missing(let reason) = run.content else { continue }
+      guard let reason = run.content.missingReason else { continue }
       missing[reason.rawValue, default: 0] += run.pages
       present -= min(present, run.pages)
       if room > 0 {

@@ -143,12 +143,18 @@ extension PageRun {
 
 /// Where the bytes of a page are.
 public enum PageContent: Hashable, Sendable {
-  /// In the source, from this frame on.
+  /// In the source, from this frame on; pages that the host has in swap have such a number too
+  /// (``SwappedPage``).
   case frames(PageFrameNumber)
   /// Known to be zero.
   case zero(ZeroReason)
-  /// Not to be had.
-  case missing(MissingReason)
+  /// Not to be had. If the host has swapped it out: to which of its devices (``SwapEntry/device``).
+  case missing(MissingReason, device: UInt8? = nil)
+
+  /// Why it is not to be had; nil if it is.
+  public var missingReason: MissingReason? {
+    if case .missing(let reason, _) = self { reason } else { nil }
+  }
 }
 
 /// Why a page without bytes in the dump is known to be zero.
@@ -159,6 +165,8 @@ public enum ZeroReason: String, Hashable, Sendable, CaseIterable {
   case sharedZeroPage = "shared-zero-page"
   /// The dump's writer left out pages of zeros, and nothing else of this kind.
   case filteredZeroPage = "filtered-zero-page"
+  /// The host swapped the page out, and noted that it is zero.
+  case swappedZeroPage = "swapped-zero-page"
 }
 
 /// Knows where the pages of an address space are in one kind of source.

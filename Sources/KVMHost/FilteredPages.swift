@@ -11,23 +11,38 @@ import X86
 /// frame tells its kind: a page of a kind that was not filtered can only have been left out
 /// because it was zero.
 struct FilteredPages: Sendable {
-  /// The host's physical memory, where its page tables are.
-  let memory: any PhysicalMemory
-  let swap: SwapEntries
+  /// The host's physical memory, where its page tables are, and what it has swapped out.
+  let memory: HostMemory
+  let entries: SwapEntries
+  private let swap: HostSwap
   private let source: any FrameSource
   private let frames: PageFrames?
   private let zeroFrame: PageFrameNumber?
   private let level: DeducedLevel
 
   init(on host: KVMHost) {
-    memory = host.kernel.memory.physical
+    memory = host.memory
     source = host.source
-    swap = SwapEntries(of: host.kernel, in: host.source)
-    frames = try? PageFrames(host.kernel)
+    entries = SwapEntries(of: host.kernel, in: host.source)
+    swap = host.swap
+    frames = host.frames
     zeroFrame =
       host.kernel.symbol("empty_zero_page")
       .flatMap { try? host.kernel.memory.translate($0) }?.frame
     level = DeducedLevel(source, frames)
+  }
+
+  /// The page of a process that holds an address, wherever the host has it; not of a file that it does
+  /// not map.
+  func page(at address: VirtualAddress, of tables: PageTables) throws(MemoryError) -> [UInt8] {
+    var process = ProcessMemory(tables, in: memory, swap: entries)
+    var builder = PageRunBuilder<VirtualAddress>()
+    append(process.lookUp(address).page, at: address, pages: 1, file: nil, to: &builder)
+    switch builder.runs.first?.content {
+    case .frames(let frame): return try memory.page(frame)
+    case .zero(.neverTouched), .missing, nil: throw .notMapped(address, entry: 0)
+    case .zero: return [UInt8](repeating: 0, count: Int(pageSize))
+    }
   }
 
   /// Adds `count` pages that the VMM's page tables describe by `page`. `file` is what is mapped
@@ -45,13 +60,37 @@ struct FilteredPages: Sendable {
       } else {
         builder.append(PageRun(start: start, pages: count, content: .zero(.neverTouched)))
       }
-    case .swapped:
-      builder.append(PageRun(start: start, pages: count, content: .missing(.swappedOut)))
-    case .special:
-      builder.append(PageRun(start: start, pages: count, content: .missing(.specialEntry)))
+    case .swapped(let entry):
+      for index in 0..<count {
+        let page = SwapEntry(device: entry.device, offset: entry.offset &+ index)
+        appendSwapped(page, at: start + index << pageShift, to: &builder)
+      }
+    case .special(let frame):
+      switch try? frames?.specialUse(of: frame) {
+      case .page: appendFrames(frame, at: start, pages: count, to: &builder)
+      case .poisoned:
+        builder.append(PageRun(start: start, pages: count, content: .missing(.poisoned)))
+      case nil:
+        builder.append(PageRun(start: start, pages: count, content: .missing(.specialEntry)))
+      }
     case .tableAbsent:
       builder.append(PageRun(start: start, pages: count, content: .missing(.pageTableMissing)))
     }
+  }
+
+  private func appendSwapped<Location>(
+    _ entry: SwapEntry, at address: Location, to builder: inout PageRunBuilder<Location>
+  ) {
+    let content: PageContent
+    switch swap.place(of: entry) {
+    case .frame(let frame):
+      appendFrames(frame, at: address, pages: 1, to: &builder)
+      return
+    case .zero: content = .zero(.swappedZeroPage)
+    case .stored(let page): content = .frames(page.frame)
+    case .missing(let reason): content = .missing(reason, device: entry.device)
+    }
+    builder.append(PageRun(start: address, pages: 1, content: content))
   }
 
   /// Pages of a file (a memfd, as a rule) that the VMM does not map: reclaim unmaps such pages
@@ -73,7 +112,10 @@ struct FilteredPages: Sendable {
           appendFrames(frame, at: address, pages: 1, to: &builder)
           done += 1
           continue
-        case .swapped: content = .missing(.swappedOut)
+        case .swapped(let entry):
+          appendSwapped(entry, at: address, to: &builder)
+          done += 1
+          continue
         case .none:
           content =
             file.position.isInMemory ? .zero(.neverTouched) : .missing(.inFile)

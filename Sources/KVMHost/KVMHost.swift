@@ -8,6 +8,11 @@ import X86
 public struct KVMHost: Sendable {
   let kernel: LinuxKernel
   let source: any FrameSource
+  /// What the host has swapped out.
+  public let swap: HostSwap
+  /// The host's memory, with what it has swapped out behind it: what the guests' maps name.
+  public var memory: HostMemory { HostMemory(source, swap) }
+  let frames: PageFrames?
   let processors: HostProcessors
   /// KVM's own types: its module's, or the kernel's when it is built in.
   private(set) var types: BTF
@@ -29,12 +34,15 @@ public struct KVMHost: Sendable {
   ///   - source: the dump's memory.
   ///   - processors: what the dump's own notes say of the host's processors.
   ///   - vmcsLayouts: where layouts of Intel's VMCS come from besides those known.
+  ///   - swapImages: images of the host's swap devices.
   public init(
     _ kernel: LinuxKernel, in source: any FrameSource, processors: HostProcessors,
-    vmcsLayouts: VMCSLayoutSources = VMCSLayoutSources()
+    vmcsLayouts: VMCSLayoutSources = VMCSLayoutSources(), swapImages: SwapImages = SwapImages()
   ) throws(KVMError) {
     self.kernel = kernel
     self.source = source
+    frames = try? PageFrames(kernel)
+    swap = HostSwap(of: kernel, in: source, frames, images: swapImages)
     self.processors = processors
     self.vmcsLayouts = vmcsLayouts
     let list: VirtualAddress?

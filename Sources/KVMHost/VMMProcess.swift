@@ -13,7 +13,12 @@ public struct VMMProcess: Sendable {
   public let findings: [Finding]
 
   init(_ machine: VirtualMachine, on host: KVMHost) throws(KernelError) {
-    var process = try host.kernel.process(of: try machine.object["mm"].required())
+    let mm = try machine.object["mm"].required()
+    let filter = FilteredPages(on: host)
+    let tables = try host.kernel.pageTables(of: mm)
+    var process = try host.kernel.process(of: mm) { address throws(MemoryError) in
+      try filter.page(at: address, of: tables)
+    }
     var findings = process.failures.map { failure in
       Finding(
         .warning, "process.unreadable",
@@ -30,7 +35,7 @@ public struct VMMProcess: Sendable {
     memory = PageMap(
       regions: mappings.map(\.region),
       backing: VMMMemory(
-        mappings: mappings, tables: process.tables, filter: FilteredPages(on: host),
+        mappings: mappings, tables: process.tables, filter: filter,
         kernel: host.kernel.memory))
   }
 }
@@ -98,7 +103,7 @@ private struct VMMMemory: MemoryBacking {
   func runs(from start: VirtualAddress, pages: UInt64) -> [PageRun<VirtualAddress>] {
     guard let mapping = mapping(holding: start) else { return [] }
     var builder = PageRunBuilder<VirtualAddress>()
-    var process = ProcessMemory(tables, in: filter.memory, swap: filter.swap)
+    var process = ProcessMemory(tables, in: filter.memory, swap: filter.entries)
     let source = source(of: mapping)
     let total = min(pages, mapping.end.distance(from: start) >> pageShift)
     var done: UInt64 = 0

@@ -17,7 +17,10 @@ struct VirtualMachine: Sendable {
   init(_ object: KernelObject, on host: KVMHost, filter: FilteredPages) throws(KernelError) {
     self.object = object
     let mm = try object["mm"].required()
-    let process = try host.kernel.identity(of: mm)
+    let tables = try host.kernel.pageTables(of: mm)
+    let process = try host.kernel.identity(of: mm) { address throws(MemoryError) in
+      try filter.page(at: address, of: tables)
+    }
     let commandLine = VMMCommandLine(process.arguments)
     hasCommandLine = !process.arguments.isEmpty
     identity = GuestIdentity(
@@ -30,7 +33,7 @@ struct VirtualMachine: Sendable {
     memory = MemoryMap(
       regions: slots.map(\.noted.region),
       backing: KVMMemory(
-        slots: slots, tables: try host.kernel.pageTables(of: mm), filter: filter,
+        slots: slots, of: VMMMappings(mm, of: host.kernel), tables: tables, filter: filter,
         isEncrypted: protection != .none))
     processors = VirtualProcessors(vcpus, on: host, protection: protection)
   }

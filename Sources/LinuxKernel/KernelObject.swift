@@ -57,6 +57,7 @@ public struct KernelObject: Sendable {
   /// The member reached by a dotted path, `arch.regs`.
   public subscript(path: String) -> KernelObject {
     get throws(KernelError) {
+      guard path.utf8.contains(UInt8(ascii: ".")) else { return try member(path) }
       var object = self
       for name in path.split(separator: ".") { object = try object.member(String(name)) }
       return object
@@ -233,5 +234,25 @@ private struct CircleCheck {
       limit *= 2
     }
     return false
+  }
+}
+
+extension VirtualMemory {
+  /// A word of the kernel's, which messages call `what`.
+  func word(_ address: VirtualAddress, of what: String) throws(KernelError) -> UInt64 {
+    do throws(MemoryError) {
+      return try load(address)
+    } catch {
+      throw .unreadable(what: what, error)
+    }
+  }
+
+  /// A name of the kernel's, which messages call `what`.
+  func string(_ address: VirtualAddress, of what: String) throws(KernelError) -> String {
+    do throws(MemoryError) {
+      return try string(address, limit: 64)
+    } catch {
+      throw .unreadable(what: what, error)
+    }
   }
 }

@@ -21,7 +21,8 @@ public struct LinuxKernel: Sendable {
   private static let frequentNames: Set = [
     "__start_BTF", "__start_notes", "__stop_BTF", "__stop_notes", "btf_modules",
     "empty_zero_page", "init_task", "kvm_uret_msrs_list", "kvm_x86_ops", "modules",
-    "nr_swapfiles", "shmem_aops", "vm_list", "vmemmap_base", "vmx_vmexit",
+    "nr_swapfiles", "nr_zswap_trees", "shmem_aops", "swap_info", "swapper_spaces", "vm_list",
+    "vmemmap_base", "vmx_vmexit", "zswap_trees",
   ]
 
   /// - Parameter debug: files with debug information.

@@ -62,7 +62,7 @@ extension LinuxKernel {
   private static let mappingLimit = 1 << 20
 
   /// The mappings of a process, ascending, and what could not be read of them.
-  func mappings(
+  public func mappings(
     of mm: KernelObject
   ) throws(KernelError) -> (mappings: [ProcessMapping], failures: [KernelError]) {
     var (areas, failures) = try areas(of: mm)

@@ -14,6 +14,8 @@ public struct PageFrames: Sendable {
     let lru: UInt64
     let privateData: UInt64
     let head: UInt64
+    let upToDate: UInt64?
+    let poisoned: UInt64?
   }
 
   /// What a frame is used for, in the classes by which makedumpfile filters.
@@ -59,7 +61,8 @@ public struct PageFrames: Sendable {
     }
     flags = Flags(
       lru: try Self.flag("PG_lru", kernel), privateData: try Self.flag("PG_private", kernel),
-      head: try Self.flag("PG_head", kernel))
+      head: try Self.flag("PG_head", kernel), upToDate: try? Self.flag("PG_uptodate", kernel),
+      poisoned: try? Self.flag("PG_hwpoison", kernel))
     shmemOperations = kernel.symbol("shmem_aops")
   }
 
@@ -74,9 +77,7 @@ public struct PageFrames: Sendable {
   public func use(of frame: PageFrameNumber) throws(KernelError) -> Use {
     let page = try head(of: frame)
     if try page["mapping"].unsigned() & PageMappingFlags.anonymous != 0 { return .userData }
-    let word = try page["flags"]
-    // Since 6.18 the flags are in a structure of their own, `memdesc_flags_t`.
-    let flags = try (word.memberIfPresent("f") ?? word).unsigned()
+    let flags = try flags(of: page)
     if flags & self.flags.lru != 0 {
       return flags & self.flags.privateData != 0 ? .privateCache : .cache
     }
@@ -112,10 +113,15 @@ public struct PageFrames: Sendable {
   public func cachedPage(
     of mapping: KernelObject, at index: UInt64
   ) throws(KernelError) -> (page: CachedPage, last: UInt64) {
-    let (entry, last) = try XArray(try mapping["i_pages"]).entry(at: index)
+    let (entry, first, last) = try XArray(try mapping["i_pages"]).entry(at: index)
     if entry == 0 { return (.none, last) }
-    // Value entries stand for pages that reclaim took away: a shmem page that was swapped out.
-    if entry & 1 != 0 { return (.swapped, index) }
+    // Value entries stand for pages that reclaim took away: a shmem page that was swapped out
+    // (`swp_to_radix_entry`), of large folios one for all.
+    if entry & 1 != 0 {
+      let swapped = SwapEntry(value: entry >> 1)
+      let offset = swapped.offset &+ (index &- first)
+      return (.swapped(SwapEntry(device: swapped.device, offset: offset)), index)
+    }
     let page = try head(of: KernelObject(in: memory, at: VirtualAddress(entry), type: type))
     let offset = index &- (try self.index(of: page))
     return (.frame(number(of: page) + offset), index)
@@ -125,10 +131,69 @@ public struct PageFrames: Sendable {
   public enum CachedPage: Hashable, Sendable {
     case none
     case frame(PageFrameNumber)
-    case swapped
+    case swapped(SwapEntry)
   }
 
+  // MARK: Swap
+
+  /// The frame of a swapped page in the swap cache, which has there the descriptor at `address`, or that
+  /// of the large folio it is a part of; nil if that is not a page of this entry, or is still to be read.
+  func swapCached(
+    at address: VirtualAddress, _ entry: SwapEntry
+  ) throws(KernelError) -> PageFrameNumber? {
+    let page = try head(of: KernelObject(in: memory, at: address, type: type))
+    guard isDescriptor(page.address) else { return nil }
+    // The head's own entry: in a member `swap` of the folio since 6.6 (3d2c90876868), which lies over
+    // `private`.
+    let own = SwapEntry(value: try page["private"].unsigned())
+    let tail = entry.offset &- own.offset
+    guard own.device == entry.device, tail < Self.largestFolio, let upToDate = flags.upToDate,
+      try flags(of: page) & upToDate != 0
+    else { return nil }
+    return number(of: page) + tail
+  }
+
+  /// What an entry of the swap format means that has a frame's number in place of an offset: the page is
+  /// on its way to another frame, or lent to a device, and still there; or the frame has failed. Nil if
+  /// there is no page of a process or a file in that frame.
+  public func specialUse(of frame: PageFrameNumber) throws(KernelError) -> SpecialUse? {
+    let page = try head(of: frame)
+    if let poisoned = flags.poisoned, try flags(of: descriptor(frame)) & poisoned != 0 {
+      return .poisoned
+    }
+    return try page["mapping"].unsigned() != 0 ? .page : nil
+  }
+
+  public enum SpecialUse: Hashable, Sendable {
+    case page
+    case poisoned
+  }
+
+  /// Pages of a huge page of 1 GiB.
+  private static let largestFolio: UInt64 = 1 << 18
+
   // MARK: Descriptors
+
+  private func flags(of page: KernelObject) throws(KernelError) -> UInt64 {
+    let word = try page["flags"]
+    // Since 6.18 the flags are in a structure of their own, `memdesc_flags_t`.
+    return try (word.memberIfPresent("f") ?? word).unsigned()
+  }
+
+  /// Where the descriptor of a frame is.
+  func address(of frame: PageFrameNumber) -> VirtualAddress { descriptor(frame).address }
+
+  /// The frame of a descriptor; nil if there is none at the address.
+  func frame(at address: VirtualAddress) -> PageFrameNumber? {
+    isDescriptor(address)
+      ? number(of: KernelObject(in: memory, at: address, type: type)) : nil
+  }
+
+  /// Physical addresses have 52 bits at most.
+  private func isDescriptor(_ address: VirtualAddress) -> Bool {
+    let distance = address.distance(from: base)
+    return distance % descriptorSize == 0 && distance / descriptorSize < 1 << 40
+  }
 
   /// The page's index in its file; renamed in 6.16.
   private func index(of page: KernelObject) throws(KernelError) -> UInt64 {

@@ -8,10 +8,10 @@ public enum ProcessPage: Hashable, Sendable {
   /// No entry: never touched, or unmapped since.
   case unmapped
   /// Swapped out.
-  case swapped(type: UInt64, offset: UInt64)
+  case swapped(SwapEntry)
   /// An entry of the swap format that names no swap device: migration, device memory, poison,
-  /// a marker.
-  case special(entry: UInt64)
+  /// a marker. Most have a frame's number in place of the offset.
+  case special(PageFrameNumber)
   /// A page table is not in the dump.
   case tableAbsent(Absence)
 }
@@ -19,14 +19,14 @@ public enum ProcessPage: Hashable, Sendable {
 /// Tells what the entries of a kernel's processes mean that map no page.
 public struct SwapEntries: Sendable {
   /// `nr_swapfiles`: swap types below it are devices, types above mean something else.
-  private let devices: UInt64
+  private let devices: UInt8
   private let source: any FrameSource
 
   public init(of kernel: LinuxKernel, in source: any FrameSource) {
     let count = kernel.symbol("nr_swapfiles").flatMap { address in
       try? kernel.memory.load(address, as: UInt32.self)
     }
-    devices = count.map(UInt64.init) ?? 32
+    devices = count.map { UInt8(clamping: $0) } ?? 32
     self.source = source
   }
 
@@ -50,9 +50,14 @@ public struct SwapEntries: Sendable {
       return .frame(isInverted ? inverted : plain)
     }
     // Type in bits 59-63, inverted offset in bits 14-58 of `entry << 5` (eee4818baac0, 4.19).
-    let type = entry >> 59
-    guard type < devices else { return .special(entry: entry) }
-    return .swapped(type: type, offset: (~entry << 5) >> 14)
+    let type = UInt8(entry >> 59)
+    let offset = (~entry << 5) >> 14
+    guard type < devices else {
+      // Above the frame's number are bits for old and dirty pages (0d206b5d2e0d, 6.1).
+      let frame = PageFrameNumber(offset & LinuxEntry.frameMask)
+      return .special(frame + (address.rawValue & (span - 1)) >> pageShift)
+    }
+    return .swapped(SwapEntry(device: type, offset: offset))
   }
 }
 
@@ -87,4 +92,6 @@ private enum LinuxEntry {
   /// `_PAGE_PROTNONE`: the global bit of an entry that is not present.
   static let protectNone: UInt64 = 1 << 8
   static let addressMask: UInt64 = 0x000f_ffff_ffff_f000
+  /// SWP_PFN_MASK, where physical addresses have up to 52 bits.
+  static let frameMask: UInt64 = 1 << 40 - 1
 }

@@ -12,9 +12,13 @@ public struct ProcessIdentity: Hashable, Sendable {
 extension LinuxKernel {
   /// The identity of the process that owns an address space. A task that cannot be read, or found,
   /// costs the command only.
-  public func identity(of mm: KernelObject) throws(KernelError) -> ProcessIdentity {
+  ///
+  /// - Parameter page: gives the page of the process that holds an address.
+  public func identity(
+    of mm: KernelObject, page: (VirtualAddress) throws(MemoryError) -> [UInt8]
+  ) throws(KernelError) -> ProcessIdentity {
     ProcessIdentity(
-      command: try? owner(of: mm)?["comm"].text(), arguments: try arguments(of: mm))
+      command: try? owner(of: mm)?["comm"].text(), arguments: try arguments(of: mm, page))
   }
 
   /// `mm.owner` exists with CONFIG_MEMCG; without it the task list is searched.
@@ -27,15 +31,16 @@ extension LinuxKernel {
     return nil
   }
 
-  private func arguments(of mm: KernelObject) throws(KernelError) -> [String] {
+  private func arguments(
+    of mm: KernelObject, _ page: (VirtualAddress) throws(MemoryError) -> [UInt8]
+  ) throws(KernelError) -> [String] {
     let start = VirtualAddress(try mm["arg_start"].unsigned())
     let end = VirtualAddress(try mm["arg_end"].unsigned())
     let length = end.distance(from: start)
     guard length > 0, length <= 1 << 20 else { return [] }
-    let space = VirtualMemory(physical: memory.physical, tables: try pageTables(of: mm))
     let text: [UInt8]
     do throws(MemoryError) {
-      text = try space.read(start, count: Int(length))
+      text = try start.read(count: Int(length), page: page)
     } catch {
       // The pages may be swapped out or filtered: the process then has no name but `comm`.
       return []

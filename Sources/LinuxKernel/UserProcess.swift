@@ -36,7 +36,11 @@ public struct UserProcess: Sendable {
 
 extension LinuxKernel {
   /// The process that owns an address space.
-  public func process(of mm: KernelObject) throws(KernelError) -> UserProcess {
+  ///
+  /// - Parameter page: gives the page of the process that holds an address.
+  public func process(
+    of mm: KernelObject, page: (VirtualAddress) throws(MemoryError) -> [UInt8]
+  ) throws(KernelError) -> UserProcess {
     guard let owner = try owner(of: mm), let leader = try owner["group_leader"].dereferenced()
     else { throw .unexpectedKind(type: "mm_struct.owner", needed: "a task") }
     let (mappings, mappingFailures) = try mappings(of: mm)
@@ -57,7 +61,8 @@ extension LinuxKernel {
       failures.append(error)
     }
     return UserProcess(
-      id: Int32(truncatingIfNeeded: try leader["tgid"].signed()), identity: try identity(of: mm),
+      id: Int32(truncatingIfNeeded: try leader["tgid"].signed()),
+      identity: try identity(of: mm, page: page),
       tables: try pageTables(of: mm), mappings: mappings, threads: threads,
       auxiliaryVector: vector, credentials: credentials(of: leader), failures: failures)
   }

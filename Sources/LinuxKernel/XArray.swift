@@ -12,29 +12,35 @@ public struct XArray: Sendable {
     self.node = node
   }
 
-  /// What is stored at one index: the raw entry, 0 where nothing is. An empty answer holds up to
-  /// and including the index `last`.
-  public func entry(at index: UInt64) throws(KernelError) -> (entry: UInt64, last: UInt64) {
+  /// What is stored at one index: the raw entry, 0 where nothing is, which holds from index `first` up
+  /// to and including `last`.
+  public func entry(
+    at index: UInt64
+  ) throws(KernelError) -> (entry: UInt64, first: UInt64, last: UInt64) {
     var entry = try array.member("xa_head").unsigned()
     var shift = UInt64.max
+    var first = index
     var last = index
     while let node = try self.node(entry, below: shift) {
       let slots = try node.object.member("slots")
       let mask = (slots.type.elementCount ?? 64) - 1
       // The root covers the first indexes only; nothing is behind them.
-      if shift == .max, node.shift < 58, index >> node.shift > mask { return (0, .max) }
+      if shift == .max, node.shift < 58, index >> node.shift > mask { return (0, index, .max) }
       let slot = index >> node.shift & mask
       entry = try slots.element(Int(clamping: slot)).unsigned()
-      // A sibling entry names the slot of the same node that holds the entry of its range.
-      if entry & 3 == 2, entry < 4096 {
-        entry = try slots.element(Int(clamping: entry >> 2 & mask)).unsigned()
-      }
       shift = node.shift
       last = index | ((1 << shift) - 1)
+      first = last &- ((1 << shift) - 1)
+      // A sibling entry names the slot of the same node that holds the entry of its range.
+      if entry & 3 == 2, entry < 4096 {
+        let head = entry >> 2 & mask
+        entry = try slots.element(Int(clamping: head)).unsigned()
+        first = first &- ((slot &- head) << shift)
+      }
     }
     // An array whose only entry is at index 0 has it in the head itself.
-    if shift == .max, entry == 0 || index != 0 { return (0, .max) }
-    return (entry, last)
+    if shift == .max, entry == 0 || index != 0 { return (0, index, .max) }
+    return (entry, first, last)
   }
 
   /// All entries that are pointers, in order of their index; at most `limit`.

@@ -1,10 +1,17 @@
 /// Why a page of a guest, or of the process that runs it, is missing.
 public enum MissingReason: String, Hashable, Sendable, CaseIterable {
   case swappedOut = "swapped-out"
+  /// In the host's memory, compressed by zram or zswap in a form that is not read here.
+  case swapUnsupported = "swap-unsupported"
+  /// Swapped out, to zram or zswap or by way of the swap cache, of which the dump lacks a part or has a
+  /// damaged one.
+  case swapUnreadable = "swap-unreadable"
   /// In a file of the host, of which this page was not in memory.
   case inFile = "in-file"
-  /// The page was on its way between host frames, poisoned, or otherwise marked by the host.
+  /// Marked by the host in a way that names no page.
   case specialEntry = "special-entry"
+  /// The memory under the page has failed, and the host has taken it out of use.
+  case poisoned
   /// Left out by the dump's filter.
   case filtered
   case notInDump = "not-in-dump"
@@ -35,7 +42,11 @@ public enum MissingReason: String, Hashable, Sendable, CaseIterable {
     switch self {
     case .swappedOut: "swapped out by the host"
     case .inFile: "in a file of the host and not in its memory"
-    case .specialEntry: "being migrated, poisoned or otherwise taken by the host"
+    case .swapUnsupported: "compressed by the host (zram, zswap) in a form that cannot be read"
+    case .swapUnreadable:
+      "swapped out by the host, and what its kernel has of them is damaged or not in the dump"
+    case .specialEntry: "taken by the host for a purpose of its own"
+    case .poisoned: "in memory that failed (hwpoison)"
     case .filtered: "left out by the dump's filter"
     case .notInDump: "not in the dump, though the host has them"
     case .notDumped: "in memory of the VMM that was not put into its core"

@@ -175,7 +175,7 @@ public final class PlainPages: PageEncoder, Sendable {
     count = 0
     for run in runs {
       let page: Page =
-        if case .missing(let reason) = run.content { .missing(reason) } else { .zero }
+        if let reason = run.content.missingReason { .missing(reason) } else { .zero }
       let end = unsafe min(contents.count, count + Int(clamping: run.pages))
       for index in count..<end { unsafe contents[index] = page }
       count = end

@@ -179,7 +179,7 @@ private struct SegmentBuilder {
         switch content {
         case .frames: .bytes
         case .zero: .gap(.zero)
-        case .missing(let reason): .gap(.missing(reason))
+        case .missing(let reason, _): .gap(.missing(reason))
         }
     }
   }

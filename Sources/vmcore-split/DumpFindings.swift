@@ -25,7 +25,8 @@ extension DumpFile {
         [options.vmcsinfo, options.vmlinux, core?.qemuBinary].compactMap(\.self)
         + options.debugInformation.folders
       Confinement.begin(
-        reading: named.map { FilePath($0) } + [dump.programPath].compactMap(\.self),
+        reading: named.map { FilePath($0) } + options.namedSwapImages.map(\.path)
+          + [dump.programPath].compactMap(\.self),
         writing: directory)
     }
     // Damage shows when pages are read, whether that leads anywhere or not.

@@ -56,7 +56,15 @@ struct Excerpt: ParsableCommand {
     for guest in wanted {
       guest.memory.forEachWindow { _, runs in
         for piece in runs.flatMap(\.pieces) {
-          for index in 0..<piece.pages { recorder.record(piece.frame + UInt64(index)) }
+          for index in 0..<piece.pages {
+            let frame = piece.frame + UInt64(index)
+            // Reading a swapped page shows what it takes.
+            if SwappedPage(frame) == nil {
+              recorder.record(frame)
+            } else {
+              _ = try? host.host.memory.page(frame)
+            }
+          }
         }
       }
     }

@@ -61,6 +61,7 @@ struct Extract: ParsableCommand {
 
   private func run(on source: SourceAnalysis) throws {
     for failure in source.failures { Console.error(failure) }
+    if !common.quiet { source.findings.forEach { Console.warning("\($0.text) [\($0.name)]") } }
     let isComplete =
       goesToStream
       ? try stream(onlyGuest(of: source.guests, in: source.dump), from: source)
@@ -71,7 +72,7 @@ struct Extract: ParsableCommand {
   /// Returns true if everything was there.
   private func stream(_ guest: Guest, from source: SourceAnalysis) throws -> Bool {
     let found = try FoundGuest(
-      guest, in: source.dump, hasChecksums: checksums, threads: common.threadCount)
+      guest, in: source, hasChecksums: checksums, threads: common.threadCount)
     let summary: Extraction.Summary
     do throws(ExtractionError) {
       summary = try extracting([found], from: source) { extraction throws(ExtractionError) in
@@ -93,7 +94,7 @@ struct Extract: ParsableCommand {
     for (guest, path) in zip(source.guests, names.paths) {
       do {
         let found = try FoundGuest(
-          guest, in: source.dump, hasChecksums: checksums, threads: common.threadCount)
+          guest, in: source, hasChecksums: checksums, threads: common.threadCount)
         try names.makeDirectory()
         jobs.append((found, try Self.file(path, force: force)))
       } catch let error as Failure {
@@ -135,7 +136,7 @@ struct Extract: ParsableCommand {
     defer { display.end() }
     return try body(
       Extraction(
-        source: source.dump, hasChecksums: checksums, threads: common.threadCount,
+        source: source.memory, hasChecksums: checksums, threads: common.threadCount,
         progress: progress))
   }
 
@@ -159,9 +160,10 @@ private struct FoundGuest {
   let isWhole: Bool
 
   init(
-    _ guest: Guest, in dump: DumpFile, hasChecksums: Bool, threads: Int
+    _ guest: Guest, in source: SourceAnalysis, hasChecksums: Bool, threads: Int
   ) throws {
-    let analysis = GuestAnalysis(guest, in: dump, threads: threads)
+    let dump = source.dump
+    let analysis = GuestAnalysis(guest, in: source, threads: threads)
     guard analysis.survey.present > 0 else { throw Failure(analysis.nothingToExtract) }
     name = printable(guest.identity.displayName)
     let kernel = analysis.kernels.kernels.first.map { ", Linux \($0.vmcoreinfo.release)" } ?? ""
@@ -171,7 +173,7 @@ private struct FoundGuest {
     findings = analysis.guest.findings
     isWhole = !analysis.hasWarnings
     contents = VmcoreContents(
-      analysis.guest, kernels: analysis.kernels, survey: analysis.survey, in: dump,
+      analysis.guest, kernels: analysis.kernels, survey: analysis.survey, in: source.memory,
       provenance: Provenance(
         tool: "vmcore-split", version: toolVersion,
         source: .init(path: dump.path.string, format: dump.formatDescription),

@@ -7,9 +7,10 @@ import X86
 extension GuestAnalysis {
   /// What the user must know of a guest's memory, kernels and registers.
   static func findings(
-    _ guest: Guest, _ survey: MemorySurvey, _ kernels: GuestKernels, _ dump: DumpFile
+    _ guest: Guest, _ survey: MemorySurvey, _ kernels: GuestKernels, _ source: SourceAnalysis
   ) -> [Finding] {
-    Finding.missing(survey, in: dump) + unknownRegisters(guest) + kernelFindings(kernels, survey)
+    Finding.swapped(survey) + Finding.missing(survey, in: source.dump, source.swap)
+      + unknownRegisters(guest) + kernelFindings(kernels, survey)
   }
 
   /// Without those that tell where the processor was, a dump misleads; the others are extra.
@@ -47,17 +48,44 @@ extension GuestAnalysis {
 }
 
 extension Finding {
+  /// What was taken from where the host had swapped it to.
+  static func swapped<Location>(_ survey: PageSurvey<Location>) -> [Finding] {
+    let parts = SwapStore.allCases.compactMap { store in
+      survey.swapped[store].map { "\($0) from \(store.explanation)" }
+    }
+    guard !parts.isEmpty else { return [] }
+    let count = survey.swapped.values.reduce(0, +)
+    return [
+      Finding(
+        .note, "memory.swapped-in",
+        "\(count) of \(survey.pages) pages (\(size(count << pageShift))) had been swapped out by"
+          + " the host, and were recovered: " + parts.joined(separator: ", "))
+    ]
+  }
+
   /// What is missing of a guest's memory or of a VMM's, a finding for each reason.
   ///
-  /// - Parameter expected: reasons for which the process can do without the pages.
+  /// - Parameters:
+  ///   - swap: knows the host's swap devices.
+  ///   - expected: reasons for which the process can do without the pages.
   static func missing<Location>(
-    _ survey: PageSurvey<Location>, in dump: DumpFile, expected: Set<MissingReason> = []
+    _ survey: PageSurvey<Location>, in dump: DumpFile, _ swap: HostSwap?,
+    expected: Set<MissingReason> = []
   ) -> [Finding] {
     MissingReason.allCases.compactMap { reason in
       guard let pages = survey.missing[reason], pages > 0 else { return nil }
       var text =
         "\(pages) of \(survey.pages) pages (\(size(pages << pageShift))) are missing:"
         + " \(reason.explanation)"
+      let devices = survey.onDevice.filter { $0.key.reason == reason }
+        .sorted { $0.key.device < $1.key.device }
+        .map {
+          "\($0.value) on \(swap?.name(ofDevice: $0.key.device) ?? "device \($0.key.device)")"
+        }
+      if !devices.isEmpty { text += ": " + devices.joined(separator: ", ") }
+      if reason == .swappedOut, swap != nil {
+        text += "; --swap reads them from a copy of the device"
+      }
       if reason == .filtered, dump.process == nil {
         let level = dump.dumpLevel.map { "the dump was made with level \($0) (makedumpfile -d)" }
         text +=

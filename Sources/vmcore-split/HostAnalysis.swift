@@ -16,6 +16,8 @@ struct HostAnalysis {
   let guests: [Guest]
   let failures: [KVMError]
   let controlStructures: [ControlStructure]
+  /// On the host as a whole.
+  let findings: [Finding]
 
   /// - Parameters:
   ///   - recorder: told of every page that finding the guests needed.
@@ -30,12 +32,22 @@ struct HostAnalysis {
     let processors = HostProcessors(
       notes: dump.notes.map { ($0.name, $0.type, $0.description) })
     let layouts = try VMCSLayouts.sources(options, dump, source)
+    let images = try Self.swapImages(options)
     let found: KVMHost.Guests
     do throws(KVMError) {
-      host = try KVMHost(kernel, in: source, processors: processors, vmcsLayouts: layouts)
+      host = try KVMHost(
+        kernel, in: source, processors: processors, vmcsLayouts: layouts,
+        swapImages: images)
       found = try host.guests(searchingForVMCSs: searchesForVMCSs)
     } catch {
       throw Failure(error, status: error.meansNoGuest ? .noGuest : .failure)
+    }
+    do throws(SwapImageError) {
+      findings = try host.swap.imagedDevices().map { image, device in
+        Finding(.note, "swap.image", "\(image) is an image of the host's \(device)")
+      }
+    } catch {
+      throw Failure(error)
     }
     let guests = try selectGuests(options.guest, from: found.guests)
     if guests.isEmpty, found.controlStructures.isEmpty, let failure = found.failures.first {
@@ -49,6 +61,17 @@ struct HostAnalysis {
     self.dump = dump
     self.guests = guests
     self.kernel = kernel
+  }
+
+  private static func swapImages(_ options: CommonOptions) throws -> SwapImages {
+    do throws(DumpFileError) {
+      return SwapImages(
+        try options.namedSwapImages.map { path, device throws(DumpFileError) in
+          (try DiskImage(path), device)
+        })
+    } catch {
+      throw Failure(error)
+    }
   }
 
   /// The kernel that the dump's VMCOREINFO describes; if there is none or it is not to be trusted,
@@ -95,15 +118,23 @@ struct GuestAnalysis {
   let kernels: GuestKernels
   let survey: MemorySurvey
 
-  init(_ guest: Guest, in dump: DumpFile, threads: Int) {
+  init(_ guest: Guest, in source: SourceAnalysis, threads: Int) {
+    let memory = source.memory
     survey = MemorySurvey(of: guest.memory)
-    kernels = GuestKernels(of: guest, in: dump, threads: threads)
+    kernels = GuestKernels(of: guest, in: memory, threads: threads)
     self.guest =
-      kernels.kernels.first.map { guest.derivingLostRegisters(from: $0, in: dump) } ?? guest
-    self.guest.findings += Self.findings(guest, survey, kernels, dump)
+      kernels.kernels.first.map { guest.derivingLostRegisters(from: $0, in: memory) } ?? guest
+    self.guest.findings += Self.findings(guest, survey, kernels, source)
+    swap = source.swap
   }
 
-  var report: GuestReport { GuestReport(guest, kernels: kernels, survey: survey) }
+  private let swap: HostSwap?
+
+  var report: GuestReport {
+    GuestReport(guest, kernels: kernels, survey: survey) { device in
+      swap?.name(ofDevice: device) ?? "swap device \(device)"
+    }
+  }
 
   var hasWarnings: Bool { guest.findings.contains { $0.severity == .warning } }
 }

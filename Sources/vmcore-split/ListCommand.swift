@@ -25,7 +25,7 @@ struct List: ParsableCommand {
       ["GUEST", "PID", "VCPUS", "RAM", "RECOVERABLE", "BACKEND", "GUEST KERNEL"])
     var reports: [GuestReport] = []
     for guest in source.guests {
-      let analysis = GuestAnalysis(guest, in: source.dump, threads: common.threadCount)
+      let analysis = GuestAnalysis(guest, in: source, threads: common.threadCount)
       table.add(Self.row(analysis))
       reports.append(analysis.report)
     }
@@ -33,6 +33,7 @@ struct List: ParsableCommand {
       try printJSON(SourceReport(source, reports))
     } else {
       print(printable(source.summary))
+      for finding in source.findings { print(printable(finding.text)) }
       print(table.text, terminator: "")
       for guest in reports {
         for finding in guest.findings where !finding.isRoutine {
@@ -120,7 +121,7 @@ struct SourceReport: Encodable {
     }
     self.guests = guests
     failures = source.failures.map { Failure(name: $0.name, problem: $0.problem) }
-    findings = dump.findings
+    findings = dump.findings + source.findings
   }
 }
 

@@ -1,7 +1,9 @@
 import ArgumentParser
+import Glibc
 import Guest
 import LinuxKernel
 import Memory
+import SystemPackage
 
 /// What all commands that read a dump take.
 struct CommonOptions: ParsableArguments {
@@ -54,6 +56,15 @@ struct CommonOptions: ParsableArguments {
   var debugDir: [String] = []
 
   @Option(
+    name: .customLong("swap"),
+    help: ArgumentHelp(
+      "Copy of a partition or file that the host swapped to; before it, if need be, which: "
+        + "/dev/sda2=copy. May be given several times.",
+      valueName: "file"),
+    completion: .file())
+  var swapImages: [String] = []
+
+  @Option(
     name: .long,
     help: ArgumentHelp(
       "Take types from the dump alone (btf), or from debug information alone (dwarf).",
@@ -72,6 +83,16 @@ struct CommonOptions: ParsableArguments {
   var noSandbox = false
 
   var threadCount: Int { threads ?? min(availableProcessors, 1024) }
+
+  /// The images of swap devices, each with the device that it is said to be of.
+  var namedSwapImages: [(path: FilePath, device: String?)] {
+    swapImages.map { text in
+      guard let separator = text.firstIndex(of: "="), unsafe access(text, F_OK) != 0 else {
+        return (FilePath(text), nil)
+      }
+      return (FilePath(String(text[text.index(after: separator)...])), String(text[..<separator]))
+    }
+  }
 
   /// Where the host kernel's types come from besides the dump.
   var debugInformation: DebugInformation {

@@ -38,12 +38,15 @@ struct QEMUCore: ParsableCommand {
     let guest = try onlyGuest(of: host.guests, in: host.dump)
     let process = try process(of: guest, on: host)
     let writer = ProcessCoreWriter(
-      process.process, memory: process.memory, in: host.dump, adding: try notes(of: guest, host))
+      process.process, memory: process.memory, in: host.host.memory,
+      adding: try notes(of: guest, host))
     let survey = writer.survey
     let summary = try write(writer, title: guest.identity.displayName)
     let findings =
-      process.findings
-      + Finding.missing(survey, in: host.dump, expected: Self.dispensable(for: guest))
+      host.findings + process.findings
+      + Finding.swapped(survey)
+      + Finding.missing(
+        survey, in: host.dump, host.host.swap, expected: Self.dispensable(for: guest))
       + Self.findings(summary)
     for finding in findings where finding.severity == .warning || !common.quiet {
       Console.warning("\(guest.identity.displayName): \(finding.text) [\(finding.name)]")

@@ -19,7 +19,7 @@ struct Registers: ParsableCommand {
   private func run(on source: SourceAnalysis) throws {
     var reports: [GuestReport] = []
     for guest in source.guests {
-      let analysis = GuestAnalysis(guest, in: source.dump, threads: common.threadCount)
+      let analysis = GuestAnalysis(guest, in: source, threads: common.threadCount)
       if report.json { reports.append(analysis.report) } else { show(analysis.report) }
     }
     if report.json { try printJSON(SourceReport(source, reports)) }

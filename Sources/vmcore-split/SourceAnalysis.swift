@@ -1,6 +1,7 @@
 import ControlBlocks
 import DumpFiles
 import Guest
+import KVMHost
 import LinuxKernel
 import Memory
 import QEMUProcess
@@ -9,12 +10,19 @@ import SystemPackage
 /// What was given, a host's dump or a QEMU's core, opened as far as its guests.
 struct SourceAnalysis {
   let dump: DumpFile
+  /// The dump's memory, and what the host had swapped out.
+  let memory: any FrameSource
+  /// Of a host's dump.
+  let swap: HostSwap?
   let origin: Origin
   let guests: [Guest]
   /// Intel's control structures, in the order of the guests.
   let controlStructures: [ControlStructure]
   /// Why some guests could not be read.
   let failures: [any Diagnosis]
+
+  /// On the dump as a whole, besides the dump file's own.
+  let findings: [Finding]
 
   /// Whose memory it is.
   enum Origin {
@@ -30,7 +38,9 @@ struct SourceAnalysis {
   ) throws {
     self.dump = dump
     if let process = dump.process {
-      guard !searchesForVMCSs else { throw Failure(DumpFileError.processCore(dump.path)) }
+      guard !searchesForVMCSs, options.swapImages.isEmpty else {
+        throw Failure(DumpFileError.processCore(dump.path))
+      }
       let notes = ControlBlockNotes(
         dump.notes.map { ($0.name, $0.type, $0.description) },
         layouts: try VMCSLayouts.ofUser(options))
@@ -43,11 +53,17 @@ struct SourceAnalysis {
         origin = .process(program: qemu.executable?.path)
         guest = qemu.guest()
       }
+      memory = dump
+      swap = nil
+      findings = []
       guests = try selectGuests(options.guest, from: [guest])
       controlStructures = notes.structures(of: guest.identity)
       failures = []
     } else {
       let host = try HostAnalysis(of: dump, options, searchesForVMCSs: searchesForVMCSs)
+      memory = host.host.memory
+      swap = host.host.swap
+      findings = host.findings
       origin = .host(host.kernel)
       guests = host.guests
       controlStructures = host.controlStructures

@@ -57,7 +57,7 @@ import Testing
     #expect(try found.content(2) == .zero(.neverTouched))
   }
 
-  @Test func `swapped, migrating and poisoned pages are missing`() throws {
+  @Test func `pages that are swapped out or marked are missing`() throws {
     var options = SyntheticHost.Options()
     options.swapDevices = 2
     var guest = LargeGuest(options)
@@ -67,12 +67,16 @@ import Testing
     guest.set(3, to: Self.swapEntry | 31 << 59)
     guest.set(512, .page2MiB, to: Self.swapEntry | 30 << 59)
     let found = try Analysis(guest.host)
-    #expect(try found.content(0) == .missing(.swappedOut))
-    #expect(try found.content(1) == .missing(.swappedOut))
+    #expect(try found.content(0) == .missing(.swappedOut, device: 0))
+    #expect(try found.content(1) == .missing(.swappedOut, device: 1))
     #expect(try found.content(2) == .missing(.specialEntry))
     #expect(try found.content(3) == .missing(.specialEntry))
     let survey = MemorySurvey(of: try found.guest.memory)
     #expect(survey.missing == [.swappedOut: 2, .specialEntry: 514])
+    #expect(
+      survey.onDevice == [
+        SwapLoss(reason: .swappedOut, device: 0): 1, SwapLoss(reason: .swappedOut, device: 1): 1,
+      ])
   }
 
   @Test(arguments: [0, 1 << 47, 1 << 51] as [UInt64])
@@ -218,7 +222,7 @@ import Testing
     #expect(try found.content(0) == .zero(.neverTouched))
     #expect(try found.content(1) == .frames(first))
     #expect(try found.content(2) == .frames(second))
-    #expect(try found.content(3) == .missing(.swappedOut))
+    #expect(try found.content(3) == .missing(.swappedOut, device: 0))
     #expect(try found.content(4) == .zero(.neverTouched))
     #expect(try found.content(start - base) == .frames(folio))
     #expect(try found.content(start - base + 3) == .frames(folio + 3))

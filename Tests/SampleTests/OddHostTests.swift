@@ -190,7 +190,7 @@ import X86
     // Type 0, offset 5, in the inverted form of x86-64.
     let place = try entry(of: address)
     try memory.store((~(UInt64(5) << 14) >> 5) & ((1 << 59) - 1) & ~0x1ff, at: place)
-    #expect(try content(of: address) == .missing(.swappedOut))
+    #expect(try content(of: address) == .missing(.swappedOut, device: 0))
     // A type that is no device: an entry of migration, or a marker.
     try memory.store(UInt64(30) << 59 | 0x200, at: place)
     #expect(try content(of: address) == .missing(.specialEntry))

@@ -122,10 +122,11 @@ extension KernelTypes {
     "pid": CStructure(["level": .u32, "numbers": .array(.named("upid"), 1)]),
   ]
 
-  static let linuxRoots = [
-    "module", "btf_module", "task_struct", "mm_struct", "page", "address_space", "xa_node", "pid",
-    "list_head", "hlist_head", "pt_regs", "fred_frame", "maple_node", "vm_area_struct", "mount",
-  ]
+  static let linuxRoots =
+    [
+      "module", "btf_module", "task_struct", "mm_struct", "page", "address_space", "xa_node", "pid",
+      "list_head", "hlist_head", "pt_regs", "fred_frame", "maple_node", "vm_area_struct", "mount",
+    ] + swapRoots
 
   private static let kvm: [String: CStructure] = [
     "kvm": CStructure([

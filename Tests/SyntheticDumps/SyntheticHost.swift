@@ -82,7 +82,10 @@ public struct SyntheticHost: Sendable {
     ).map { ($0, $1) }
     guestMode = Int32.random(in: 1...9, using: &generator)
     let bits = Array(1...20 as ClosedRange<Int32>).shuffled(using: &generator)
-    pageFlags = ["PG_lru": bits[0], "PG_private": bits[1], "PG_head": bits[2]]
+    pageFlags = [
+      "PG_lru": bits[0], "PG_private": bits[1], "PG_head": bits[2], "PG_uptodate": bits[3],
+      "PG_hwpoison": bits[4],
+    ]
     pageArray =
       VirtualAddress(0xffff_eac0_0000_0000) + UInt64.random(in: 0...9, using: &generator) << 30
 
@@ -227,7 +230,7 @@ public struct SyntheticHost: Sendable {
     kernel.set(page, kernel.has(page, "index") ? "index" : "__folio_index", index)
   }
 
-  private func flag(_ name: String) -> UInt64 { 1 << UInt64(pageFlags[name] ?? 0) }
+  func flag(_ name: String) -> UInt64 { 1 << UInt64(pageFlags[name] ?? 0) }
 
   /// A file of the page cache, without pages.
   public mutating func addFile(operations: String = "shmem_aops") -> SyntheticObject {
@@ -463,7 +466,7 @@ public struct SyntheticHost: Sendable {
     }
     base.write(
       KernelTypes.linuxRoots.filter { kernel.types.structures[$0] != nil },
-      pageFlagTypes + processEnumerations)
+      pageFlagTypes + processEnumerations + swapEnumerations)
     if options.kernelHasKVMTypes || isBuiltIn { base.write(KernelTypes.kvmRoots, []) }
     if isBuiltIn || !options.modulesHaveTypes { base.write([], enumerations) }
     if isBuiltIn, options.vendor == "kvm_amd" { base.write(KernelTypes.svmRoots, []) }

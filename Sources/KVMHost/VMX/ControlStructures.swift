@@ -43,7 +43,7 @@ struct ControlStructures: Sendable {
           lost.append((machine, index, vcpu))
           continue
         }
-        let memory = GuestMemory(machine.memory, in: host.source)
+        let memory = GuestMemory(machine.memory, in: host.memory)
         found.append(
           Candidate(
             machine: machine, index: index, processor: processor,
@@ -68,7 +68,7 @@ struct ControlStructures: Sendable {
         found.append(
           Candidate(
             machine: machine, index: index, processor: processor,
-            sample: processor.sample(in: GuestMemory(machine.memory, in: host.source)),
+            sample: processor.sample(in: GuestMemory(machine.memory, in: host.memory)),
             wasSearched: true))
       }
     }

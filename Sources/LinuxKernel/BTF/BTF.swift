@@ -1,4 +1,5 @@
 import Memory
+import Synchronization
 
 /// Type information in BTF (Documentation/bpf/btf.rst, include/uapi/linux/btf.h): the types of a
 /// kernel, or those that a module adds to the kernel's ("split" BTF).
@@ -14,6 +15,9 @@ public final class BTF: Sendable {
   /// Where the record of each type begins in ``bytes``.
   private let records: [UInt32]
   private let layouts: [BTFLayout]
+  /// Members that were looked up: where the host has swapped, the same few are wanted of millions of
+  /// pages.
+  private let foundMembers = Mutex<[MemberKey: FoundMember?]>([:])
   /// The named structures and unions: hash of the name << 32 | number of the type, sorted.
   private let structures: [UInt64]
 
@@ -76,6 +80,36 @@ public final class BTF: Sendable {
       }
     }
     return base?.enumerator(named: name)
+  }
+
+  /// A member that was looked up before, or that `find` finds.
+  func member(_ name: String, of id: UInt32, _ find: () -> BTFMember?) -> BTFMember? {
+    let key = MemberKey(type: id, name: name)
+    let known = foundMembers.withLock { $0[key] }
+    if let known {
+      return known.map {
+        BTFMember(
+          name: name, type: type($0.type), bitOffset: $0.bitOffset, bitSize: $0.bitSize)
+      }
+    }
+    let member = find()
+    let found = member.map {
+      FoundMember(type: $0.type.id, bitOffset: $0.bitOffset, bitSize: $0.bitSize)
+    }
+    foundMembers.withLock { $0[key] = .some(found) }
+    return member
+  }
+
+  private struct MemberKey: Hashable {
+    let type: UInt32
+    let name: String
+  }
+
+  /// By number, as the type itself would keep the BTF.
+  private struct FoundMember {
+    let type: UInt32
+    let bitOffset: UInt64
+    let bitSize: UInt64?
   }
 
   /// The type of that number, as one of the BTF that defines it.

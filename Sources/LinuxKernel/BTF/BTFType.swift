@@ -115,10 +115,13 @@ extension BTFType {
 
   /// A member by its name, also one of an anonymous structure or union inside.
   public func member(_ name: String) -> BTFMember? {
-    let wanted = Array(name.utf8)
-    // Damaged types may be nested without end, or so often that there is no end to see.
-    var budget = 1 << 20
-    return wanted.isEmpty ? nil : resolved.find(wanted, name, depth: 0, &budget)
+    let type = resolved
+    return type.btf.member(name, of: type.id) {
+      let wanted = Array(name.utf8)
+      // Damaged types may be nested without end, or so often that there is no end to see.
+      var budget = 1 << 20
+      return wanted.isEmpty ? nil : type.find(wanted, name, depth: 0, &budget)
+    }
   }
 
   private func find(
