@@ -173,6 +173,9 @@ struct DWARFTests {
     #expect(module.structure(named: "elsewhere")?.member("x")?.byteOffset == 8)
     #expect(module.structure(named: "outer")?.member("a")?.byteOffset == 0)
     #expect(base.structure(named: "outer") == nil)
+    // What the module only declares the kernel defines.
+    let far = try #require(module.structure(named: "outer")?.member("far")?.type.target)
+    #expect(far.member("x")?.byteOffset == 8)
   }
 
   @Test(arguments: [("gzip", "gz"), ("xz", "xz")])

@@ -202,10 +202,15 @@ import Memory
         if definitions[key] == nil { definitions[key] = index + 1 }
       }
     }
+    let firstID = Int(base?.idLimit ?? 1)
     var writer = BTFWriter(base: base) { [types] id in
-      // A type that one unit only declares is what another defines.
+      // A type that one unit only declares is what another defines, or the kernel.
       guard id > 0, case .forward(let name, let isUnion) = types[id - 1] else { return id }
-      return definitions[(isUnion ? "u " : "s ") + name] ?? id
+      if let definition = definitions[(isUnion ? "u " : "s ") + name] { return definition }
+      guard let definition = base?.structure(named: name),
+        definition.kind == (isUnion ? .union : .structure)
+      else { return id }
+      return Int(definition.id) - firstID + 1
     }
     for type in types { writer.write(type) }
     return writer.bytes
