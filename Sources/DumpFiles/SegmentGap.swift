@@ -54,6 +54,7 @@ extension MissingReason {
     case .swapUnsupported: 13
     case .swapUnreadable: 14
     case .poisoned: 15
+    case .released: 16
     }
   }
 }

@@ -26,23 +26,29 @@ public struct GuestIdentity: Hashable, Sendable {
   public let uuid: String?
   /// The VMM's process.
   public let pid: Int64
+  /// Which of the VMs of that process it is, from 1 in the order in which they were made.
+  public let number: Int
   /// The VMM's `comm`.
   public let command: String?
   /// How the guest runs: `KVM (AMD SVM)`.
   public let backend: String
 
-  public init(name: String?, uuid: String?, pid: Int64, command: String?, backend: String) {
+  public init(
+    name: String?, uuid: String?, pid: Int64, number: Int = 1, command: String?, backend: String
+  ) {
     self.name = name
     self.uuid = uuid
     self.pid = pid
+    self.number = number
     self.command = command
     self.backend = backend
   }
 
-  /// The name to show and to select by: the guest's own, else `<comm>-<pid>`.
+  /// The name to show and to select by: the guest's own, else `<comm>-<pid>`; with a number if it
+  /// is not its process's first.
   public var displayName: String {
-    if let name, !name.isEmpty { return name }
-    return "\(command ?? "guest")-\(pid)"
+    let first = if let name, !name.isEmpty { name } else { "\(command ?? "guest")-\(pid)" }
+    return number > 1 ? "\(first)-\(number)" : first
   }
 }
 

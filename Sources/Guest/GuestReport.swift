@@ -10,6 +10,8 @@ public struct GuestReport: Codable, Hashable, Sendable {
   public var name: String
   public var uuid: String?
   public var pid: Int64
+  /// Which of the VMs of that process it is, if not the first.
+  public var number: Int?
   public var command: String?
   public var backend: String
   /// The kernels found in the guest, the one chosen first.
@@ -104,6 +106,7 @@ extension GuestReport {
     name = guest.identity.displayName
     uuid = guest.identity.uuid
     pid = guest.identity.pid
+    number = guest.identity.number > 1 ? guest.identity.number : nil
     command = guest.identity.command
     backend = guest.identity.backend
     self.kernels = kernels.kernels.map {

@@ -16,6 +16,9 @@ struct FilteredPages: Sendable {
   let entries: SwapEntries
   private let swap: HostSwap
   private let source: any FrameSource
+  private let kernelMemory: VirtualMemory
+  /// `struct file`.
+  private let fileType: BTFType?
   private let frames: PageFrames?
   private let zeroFrame: PageFrameNumber?
   private let level: DeducedLevel
@@ -23,6 +26,8 @@ struct FilteredPages: Sendable {
   init(on host: KVMHost) {
     memory = host.memory
     source = host.source
+    kernelMemory = host.kernel.memory
+    fileType = host.kernel.types.structure(named: "file")
     entries = SwapEntries(of: host.kernel, in: host.source)
     swap = host.swap
     frames = host.frames
@@ -141,6 +146,19 @@ struct FilteredPages: Sendable {
   ) -> FilePages<VirtualAddress>? {
     guard let position = try? frames?.cachePosition(in: file.pages, at: index) else { return nil }
     return FilePages(position: position, address: address)
+  }
+
+  /// The file that has a slot's private pages; what is not in its page cache was never touched.
+  func pages(
+    of file: MemorySlot.PrivateFile, at address: GuestPhysicalAddress
+  ) -> FilePages<GuestPhysicalAddress>? {
+    guard frames != nil, let fileType,
+      let mapping = try? KernelObject(in: kernelMemory, at: file.file, type: fileType)["f_mapping"]
+        .required()
+    else { return nil }
+    return FilePages(
+      position: PageFrames.CachePosition(
+        mapping: mapping, index: file.firstPage, isInMemory: true), address: address)
   }
 
   func appendFrames<Location>(

@@ -23,7 +23,7 @@ extension VirtualMachine {
     of guest: Guest, _ structures: [ControlStructure]
   ) -> [(name: String, type: UInt32, description: [UInt8])] {
     let info = KVMInfo(
-      backend: guest.identity.backend, isEncrypted: protection != .none,
+      backend: guest.identity.backend, isEncrypted: protection.hidesMemory,
       slots: slots.map(\.noted), processors: guest.processors, findings: guest.findings)
     var notes = [(KVMInfo.noteName, Array(info.text.utf8))]
     if let layout = structures.lazy.compactMap(\.layout).first {

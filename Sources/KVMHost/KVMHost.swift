@@ -113,14 +113,26 @@ public struct KVMHost: Sendable {
     let filter = FilteredPages(on: self)
     var machines: [VirtualMachine] = []
     var failures = failure.map { [KVMError.kernel($0)] } ?? []
-    for object in objects {
+    let numbers = Self.numbers(of: objects)
+    for (object, number) in zip(objects, numbers) {
       do throws(KernelError) {
-        machines.append(try VirtualMachine(object, on: self, filter: filter))
+        machines.append(try VirtualMachine(object, number: number, on: self, filter: filter))
       } catch {
         failures.append(.machine(at: object.address, error))
       }
     }
     return (machines, failures)
+  }
+
+  /// Which of its process's VMs each one is, from 1. `vm_list` has the newest first.
+  private static func numbers(of machines: [KernelObject]) -> [Int] {
+    var counts: [Int64: Int] = [:]
+    return Array(
+      machines.reversed().map { machine in
+        guard let process = try? VirtualMachine.process(of: machine) else { return 1 }
+        counts[process, default: 0] += 1
+        return counts[process, default: 1]
+      }.reversed())
   }
 
   /// Every `struct kvm` on `vm_list` that can be reached, and why it is not known to be all.

@@ -8,19 +8,28 @@ import X86
 struct KVMMemory: MemoryBacking {
   private let slots: [MemorySlot]
   private let files: [SlotFile]
-  private let tables: PageTables
+  private let process: VMMAddressSpace?
+  private let wasReleased: Bool
   private let filter: FilteredPages
   private let isEncrypted: Bool
+  private let privatePages: PrivatePages?
 
+  /// - Parameters:
+  ///   - process: the VMM's; nil if it is there no more.
+  ///   - wasReleased: the process has ended or is ending: what is not mapped may have been.
+  ///   - isEncrypted: the guest's private memory is, which is all if none is known to be shared.
+  ///   - privatePages: what is known of that.
   init(
-    slots: [MemorySlot], of process: VMMMappings, tables: PageTables, filter: FilteredPages,
-    isEncrypted: Bool
+    slots: [MemorySlot], of process: VMMAddressSpace?, wasReleased: Bool, filter: FilteredPages,
+    isEncrypted: Bool, privatePages: PrivatePages?
   ) {
     self.slots = slots
-    self.tables = tables
+    self.process = process
+    self.wasReleased = wasReleased
     self.filter = filter
     self.isEncrypted = isEncrypted
-    files = slots.map { SlotFile($0, process, tables, filter) }
+    self.privatePages = privatePages
+    files = process.map { process in slots.map { SlotFile($0, process, filter) } } ?? []
   }
 
   func runs(from start: GuestPhysicalAddress, pages: UInt64) -> [MemoryRun] {
@@ -31,45 +40,65 @@ struct KVMMemory: MemoryBacking {
     let slot = slots[index]
     var offset = start.distance(from: slot.start)
     let end = offset + min(pages << pageShift, slot.size - offset)
-    if isEncrypted {
+    let privatePages = slot.privateFile == nil ? nil : self.privatePages
+    guard let process, !isEncrypted || privatePages != nil else {
       builder.append(
         MemoryRun(
-          start: start, pages: (end - offset) >> pageShift, content: .missing(.encrypted)))
+          start: start, pages: (end - offset) >> pageShift,
+          content: .missing(isEncrypted ? .encrypted : .released)))
       return builder.runs
     }
-    var process = ProcessMemory(tables, in: filter.memory, swap: filter.entries)
+    let privateMemory = slot.privateFile.flatMap { filter.pages(of: $0, at: slot.start) }
+    var mapped = ProcessMemory(process.tables, in: filter.memory, swap: filter.entries)
     while offset < end {
-      let (page, span) = process.lookUp(slot.userspaceAddress + offset)
-      var bytes = span
-      var file: FilePages<GuestPhysicalAddress>?
-      if page == .unmapped {
-        let part = files[index].part(at: offset)
-        file = part.file
-        bytes = min(span, part.end - offset)
+      let address = slot.start + offset
+      let (sharing, limit) =
+        privatePages?.sharing(from: address, limit: (end - offset) >> pageShift)
+        ?? (.shared, (end - offset) >> pageShift)
+      var count = limit
+      switch (sharing, privateMemory) {
+      case (.isPrivate, _) where isEncrypted:
+        builder.append(MemoryRun(start: address, pages: count, content: .missing(.encrypted)))
+      case (.isPrivate, .some(let file)):
+        filter.append(.unmapped, at: address, pages: count, file: file, to: &builder)
+      case (.isPrivate, nil), (.unknown, _):
+        builder.append(
+          MemoryRun(start: address, pages: count, content: .missing(.pageTableMissing)))
+      case (.shared, _):
+        let (page, span) = mapped.lookUp(slot.userspaceAddress + offset)
+        let part = page == .unmapped && !wasReleased ? files[index].part(at: offset) : nil
+        let bytes = part.map { min(span, $0.end - offset) } ?? span
+        // Both ends lie on page boundaries: slots are made of whole pages.
+        count = max(1, min(bytes >> pageShift, limit))
+        if page == .unmapped, wasReleased {
+          builder.append(MemoryRun(start: address, pages: count, content: .missing(.released)))
+        } else {
+          filter.append(page, at: address, pages: count, file: part?.file, to: &builder)
+        }
       }
-      // Both ends lie on page boundaries: slots are made of whole pages.
-      let count = max(1, min(bytes, end - offset) >> pageShift)
-      filter.append(page, at: slot.start + offset, pages: count, file: file, to: &builder)
       offset += count << pageShift
     }
     return builder.runs
   }
 }
 
-/// The mappings of a VMM's process, read when they are first asked for.
-final class VMMMappings: Sendable {
+/// The address space of a VMM: its page tables, and its mappings, read when they are first asked
+/// for.
+final class VMMAddressSpace: Sendable {
+  let tables: PageTables
   private let memory: KernelObject
   private let kernel: LinuxKernel
   private let cached = Mutex<[ProcessMapping]?>(nil)
 
   /// - Parameter memory: the process's `mm_struct`.
-  init(_ memory: KernelObject, of kernel: LinuxKernel) {
+  init(_ memory: KernelObject, of kernel: LinuxKernel) throws(KernelError) {
     self.memory = memory
     self.kernel = kernel
+    tables = try kernel.pageTables(of: memory)
   }
 
   /// Ascending; as many as can be read.
-  var all: [ProcessMapping] {
+  var mappings: [ProcessMapping] {
     cached.withLock { cached in
       if let cached { return cached }
       let found = (try? kernel.mappings(of: memory).mappings) ?? []
@@ -79,12 +108,47 @@ final class VMMMappings: Sendable {
   }
 }
 
+/// Which pages of a guest are private: in memory of a file of the guest's own (guest_memfd), not in
+/// what the VMM maps for it. Since 6.8 (5a475554db1e, a7800aa80ea4).
+struct PrivatePages: Sendable {
+  static let attributes = "mem_attr_array"
+  /// KVM_MEMORY_ATTRIBUTE_PRIVATE (include/uapi/linux/kvm.h).
+  private static let privateAttribute: UInt64 = 1 << 3
+
+  private let array: XArray
+
+  /// Nil if the kernel has no such pages.
+  init?(of machine: KernelObject) throws(KernelError) {
+    guard let array = machine.memberIfPresent(Self.attributes) else { return nil }
+    self.array = try XArray(array)
+  }
+
+  enum Sharing {
+    case isPrivate
+    case shared
+    /// The array is not in the dump there.
+    case unknown
+  }
+
+  /// What a page is, and for how many pages from there on, at most `limit`, the same is known.
+  func sharing(
+    from start: GuestPhysicalAddress, limit: UInt64
+  ) -> (sharing: Sharing, pages: UInt64) {
+    let frame = start.rawValue >> pageShift
+    guard let (entry, _, last) = try? array.entry(at: frame) else { return (.unknown, 1) }
+    // Entries are values: the attributes, shifted by one.
+    guard entry != 0 else {
+      return (.shared, min(last - frame, limit - 1) + 1)
+    }
+    return (entry >> 1 & Self.privateAttribute != 0 ? .isPrivate : .shared, 1)
+  }
+}
+
 /// The files that a slot maps, found when they are first asked for: by the VMM's mappings and, where
 /// these cannot be read, by the first page that is mapped.
 private final class SlotFile: Sendable {
   private let slot: MemorySlot
-  private let process: VMMMappings
-  private let tables: PageTables
+  private let process: VMMAddressSpace
   private let filter: FilteredPages
   private let cached = Mutex<[Part]?>(nil)
 
@@ -96,11 +160,10 @@ private final class SlotFile: Sendable {
   }
 
   init(
-    _ slot: MemorySlot, _ process: VMMMappings, _ tables: PageTables, _ filter: FilteredPages
+    _ slot: MemorySlot, _ process: VMMAddressSpace, _ filter: FilteredPages
   ) {
     self.slot = slot
     self.process = process
-    self.tables = tables
     self.filter = filter
   }
 
@@ -129,7 +192,7 @@ private final class SlotFile: Sendable {
       done = end
     }
     let slotEnd = slot.userspaceAddress + slot.size
-    for mapping in process.all
+    for mapping in process.mappings
     where mapping.end > slot.userspaceAddress && mapping.start < slotEnd {
       let start = max(mapping.start, slot.userspaceAddress)
       fill(to: start.distance(from: slot.userspaceAddress))
@@ -151,10 +214,10 @@ private final class SlotFile: Sendable {
   }
 
   private func fileOfMappedPage() -> FilePages<GuestPhysicalAddress>? {
-    var process = ProcessMemory(tables, in: filter.memory, swap: filter.entries)
+    var mapped = ProcessMemory(process.tables, in: filter.memory, swap: filter.entries)
     var offset: UInt64 = 0
     while offset < slot.size {
-      let (page, bytes) = process.lookUp(slot.userspaceAddress + offset)
+      let (page, bytes) = mapped.lookUp(slot.userspaceAddress + offset)
       if case .frame(let frame) = page {
         return filter.file(of: frame, at: slot.start + offset)
       }

@@ -19,9 +19,10 @@ struct KVMProcessor {
     _ vcpu: KernelObject, index: Int, on host: KVMHost, protection: Protection,
     _ structures: ControlStructures
   ) throws(KernelError) {
-    guard protection != .sevES else {
+    guard !protection.hidesRegisters else {
       processor = VirtualProcessor(
-        index: index, state: .exited, registers: .unknown(because: "encrypted by SEV-ES"))
+        index: index, state: .exited,
+        registers: .unknown(because: "encrypted by \(protection.rawValue)"))
       return
     }
     var registers = try KVMRegisters(vcpu, types: host.types).read()

@@ -11,6 +11,16 @@ struct MemorySlot: Hashable, Sendable {
   let size: UInt64
   let userspaceAddress: VirtualAddress
   let flags: UInt64
+  /// Where the private pages are, if the slot can have any.
+  let privateFile: PrivateFile?
+
+  /// A file of guest_memfd. Since 6.8 (a7800aa80ea4).
+  struct PrivateFile: Hashable, Sendable {
+    /// `struct file`.
+    let file: VirtualAddress
+    /// The slot's first page in it.
+    let firstPage: UInt64
+  }
 
   /// KVM_MEM_READONLY (include/uapi/linux/kvm.h).
   private static let readOnlyFlag: UInt64 = 2
@@ -22,6 +32,11 @@ struct MemorySlot: Hashable, Sendable {
     size = min(try slot["npages"].unsigned(), 1 << 51) << pageShift
     userspaceAddress = VirtualAddress(try slot["userspace_addr"].unsigned())
     flags = try slot["flags"].unsigned()
+    privateFile = try slot.memberIfPresent("gmem").flatMap { gmem throws(KernelError) in
+      let file = try gmem["file"].pointer()
+      return file.rawValue == 0
+        ? nil : PrivateFile(file: file, firstPage: try gmem["pgoff"].unsigned())
+    }
   }
 
   /// KVM_MEM_MAX_NR_PAGES (include/linux/kvm_host.h): KVM takes no larger slot.

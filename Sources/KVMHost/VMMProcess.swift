@@ -46,6 +46,7 @@ extension KVMHost {
     guard let machine = try machines().machines.first(where: { $0.identity == guest }) else {
       return nil
     }
+    guard !machine.processHasEnded else { throw .processEnded(id: machine.identity.pid) }
     do throws(KernelError) {
       return try VMMProcess(machine, on: self)
     } catch {

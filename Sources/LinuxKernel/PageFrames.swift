@@ -44,8 +44,15 @@ public struct PageFrames: Sendable {
   public struct CachePosition: Sendable {
     public let mapping: KernelObject
     public let index: UInt64
-    /// True for memfd, tmpfs and shared memory: what is not in the cache nor swapped is zero.
+    /// True for memfd, tmpfs, shared memory and guest_memfd: what is not in the cache nor swapped is
+    /// zero.
     public let isInMemory: Bool
+
+    public init(mapping: KernelObject, index: UInt64, isInMemory: Bool) {
+      self.mapping = mapping
+      self.index = index
+      self.isInMemory = isInMemory
+    }
   }
 
   public init(_ kernel: LinuxKernel) throws(KernelError) {

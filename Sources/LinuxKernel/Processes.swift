@@ -7,6 +7,11 @@ public struct ProcessIdentity: Hashable, Sendable {
   public let command: String?
   /// The arguments it was started with; empty if the pages that hold them are not at hand.
   public let arguments: [String]
+
+  public init(command: String?, arguments: [String]) {
+    self.command = command
+    self.arguments = arguments
+  }
 }
 
 extension LinuxKernel {

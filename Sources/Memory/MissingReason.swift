@@ -25,6 +25,8 @@ public enum MissingReason: String, Hashable, Sendable, CaseIterable {
   case pageTableMissing = "page-table-missing"
   /// The host keeps the page encrypted for the guest.
   case encrypted
+  /// The VMM's process had ended, or was ending, and had given its memory back.
+  case released
 
   public init(_ absence: Absence) {
     self =
@@ -55,6 +57,7 @@ public enum MissingReason: String, Hashable, Sendable, CaseIterable {
     case .missingPart: "in a part of the split dump that was not given"
     case .pageTableMissing: "unknown, as the host's page table for them is not in the dump"
     case .encrypted: "encrypted by the host's processor"
+    case .released: "given back to the host by the VMM's process, which had ended or was ending"
     }
   }
 }

@@ -255,9 +255,12 @@ struct OutputNames {
     }
     let names = guests.map { Self.safe($0.identity.displayName) }
     var paths: [FilePath] = []
-    for (index, name) in names.enumerated() {
+    var taken: Set<String> = []
+    for (guest, name) in zip(guests, names) {
       let isUnique = names.filter { $0 == name }.count == 1
-      let file = isUnique ? name : "\(name)-\(guests[index].identity.pid)"
+      var file = isUnique ? name : "\(name)-\(guest.identity.pid)"
+      // Another guest may be called as if it had been told apart from a third.
+      while !taken.insert(file).inserted { file += "-\(guest.identity.number)" }
       paths.append(base.appending("\(file).vmcore"))
     }
     self.paths = paths

@@ -28,6 +28,8 @@ extension GuestAnalysis {
     _ kernels: GuestKernels, _ survey: MemorySurvey
   ) -> [Finding] {
     if kernels.kernels.isEmpty {
+      // Where there is no memory, that is what has been said.
+      guard survey.present > 0 else { return [] }
       return [
         Finding(
           .note, "kernel.none",

@@ -107,7 +107,7 @@ extension KVMError {
   fileprivate var meansNoGuest: Bool {
     switch self {
     case .noKVM, .noGuests: true
-    case .machine, .kernel: false
+    case .processEnded, .machine, .kernel: false
     }
   }
 }

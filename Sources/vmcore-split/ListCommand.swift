@@ -6,6 +6,7 @@ import KVMHost
 import LinuxKernel
 import Memory
 import SystemPackage
+import X86
 
 struct List: ParsableCommand {
   static let configuration = CommandConfiguration(
@@ -35,10 +36,9 @@ struct List: ParsableCommand {
       print(printable(source.summary))
       for finding in source.findings { print(printable(finding.text)) }
       print(table.text, terminator: "")
-      for guest in reports {
-        for finding in guest.findings where !finding.isRoutine {
-          print(printable("\(guest.name): \(finding.text)"))
-        }
+      for (text, guests) in Self.findings(of: reports) {
+        let names = guests.count == reports.count && guests.count > 2 ? ["all guests"] : guests
+        print(printable("\(names.joined(separator: ", ")): \(text)"))
       }
     }
     for failure in source.failures { Console.error(failure) }
@@ -47,12 +47,28 @@ struct List: ParsableCommand {
     }
   }
 
+  /// Each finding once, with the names of the guests that it is of: on a host with many, most are of
+  /// all.
+  private static func findings(
+    of reports: [GuestReport]
+  ) -> [(text: String, guests: [String])] {
+    var texts: [String] = []
+    var guests: [String: [String]] = [:]
+    for report in reports {
+      for finding in report.findings where !finding.isRoutine {
+        if guests[finding.text] == nil { texts.append(finding.text) }
+        guests[finding.text, default: []].append(report.name)
+      }
+    }
+    return texts.map { ($0, guests[$0] ?? []) }
+  }
+
   private static func row(_ analysis: GuestAnalysis) -> [String] {
     let guest = analysis.guest
     let kernel = analysis.kernels.kernels.first
     return [
       printable(guest.identity.displayName), String(guest.identity.pid),
-      String(guest.processors.count), size(guest.memory.size), analysis.survey.recoverable,
+      String(guest.processors.count), size(guest.memory.size), analysis.recoverable,
       guest.identity.backend,
       printable(kernel?.vmcoreinfo.release ?? "unknown")
         + (kernel?.hasCrashed == true ? " (crashed)" : ""),
@@ -60,15 +76,18 @@ struct List: ParsableCommand {
   }
 }
 
-extension MemorySurvey {
+extension GuestAnalysis {
   /// The share of the pages that the guest had which is at hand. Pages known to be zero are not
   /// counted: they need no dump.
   fileprivate var recoverable: String {
-    guard pages > 0 else { return "no memory" }
-    if missingPages == 0 { return "all" }
-    guard present > 0 else { return "registers only" }
+    guard survey.pages > 0 else { return "no memory" }
+    if survey.missingPages == 0 { return "all" }
+    guard survey.present > 0 else {
+      let hasRegisters = guest.processors.contains { $0.registers[.rip].value != nil }
+      return hasRegisters ? "registers only" : "nothing"
+    }
     // A page short of everything is not everything.
-    let tenths = present * 1000 / (present + missingPages)
+    let tenths = survey.present * 1000 / (survey.present + survey.missingPages)
     return "\(tenths / 10).\(tenths % 10) %"
   }
 }

@@ -11,7 +11,7 @@ import VMMCore
 struct QEMUCore: ParsableCommand {
   static let configuration = CommandConfiguration(
     commandName: "qemu-core",
-    abstract: "Write the core of the QEMU that runs a guest.",
+    abstract: "Write the core of the VMM that runs a guest.",
     discussion: """
       The core is an ELF file like those that Linux writes of a process that crashed: gdb opens it, \
       and vmcore-split takes the guest out of it. It has all of the process's memory that the dump \

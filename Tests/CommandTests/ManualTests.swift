@@ -74,7 +74,7 @@ enum StableNames {
   /// What looks like a name, as a whole literal or in brackets. What kallsyms and BTF call their
   /// errors is not shown: users see kernel.symbols and kernel.types.
   private static var literal: Regex<(Substring, Substring)> {
-    /["\[]((?:check|dump|guest|kernel|kvm|memory|output|process|qemu|registers|vcpu|vmcs)\.[a-z0-9-]+)["\]]/
+    /["\[]((?:check|dump|guest|kernel|kvm|memory|output|process|qemu|registers|swap|vcpu|vmcs)\.[a-z0-9-]+)["\]]/
   }
 
   /// Kinds of files that are no dumps.

@@ -31,8 +31,13 @@ private typealias Change = @Sendable (inout KernelTypes) -> Void
     ("a member for each word of intercepts (until 5.9)", Variant.interceptWords),
     ("misc_ctl in the VMCB (by 7.2)", Variant.miscellaneousControls),
     ("kvm_x86_ops without a name (until 6.0)", Variant.noName),
+    ("Linux 5.4, RHEL 8.3", Variant.linux5_4),
+    ("RHEL 8.4", Variant.el8),
     ("Linux 5.10", Variant.linux5_10),
-    ("RHEL 8", Variant.el8),
+    ("Linux 5.14, 5.15, RHEL 9.0", Variant.linux5_14),
+    ("Linux 6.8 to 6.15", Variant.linux6_8),
+    ("Linux 6.16", Variant.linux6_16),
+    ("Linux 7.2", Variant.linux7_2),
   ]
 
   @Test(arguments: kernels.map(\.name))
@@ -448,6 +453,62 @@ private typealias Change = @Sendable (inout KernelTypes) -> Void
 @Suite struct IdentityTests {
   private func identity(_ arguments: [String]) throws -> GuestIdentity {
     try Analysis(try OneGuest(arguments: arguments).host).guest.identity
+  }
+
+  @Test(arguments: [
+    (["/usr/bin/lkvm", "run", "--name", "x", "-n", "user"], "x"),
+    (["lkvm", "run", "-n", "user"], nil), (["lkvm", "run", "--name=x"], "x"),
+    (["crosvm", "run", "--name", "x", "--cpus", "2"], "x"),
+    (["crosvm", "run", "vmlinux", "--", "--name", "y"], nil),
+    (["/firecracker", "--id", "x", "--api-sock", "/run/s"], "x"),
+    (["firecracker-v1.7.0-x86_64", "--id=x"], "x"), (["firecracker", "--api-sock", "/s"], nil),
+    (["cloud-hypervisor", "--api-socket", "/run/vm7.sock"], nil), (["any", "--id", "x"], nil),
+    (["any", "--name", "x", "--name", "y"], nil), (["any", "--name", "x", "--name", "x"], "x"),
+    (["--name", "x"], nil), ([], nil),
+  ])
+  func `every VMM has options of its own`(arguments: [String], name: String?) {
+    #expect(VMMCommandLine(arguments).name == name)
+  }
+
+  @Test func `Cloud Hypervisor has a UUID among the facts of the platform`() {
+    let arguments = ["cloud-hypervisor", "--platform", "num_pci_segments=2,uuid=\(Self.uuid)"]
+    #expect(VMMCommandLine(arguments).uuid == Self.uuid)
+    #expect(VMMCommandLine(["qemu"] + arguments.dropFirst()).uuid == nil)
+  }
+
+  @Test(arguments: [["qemu", "-name", "twin"], ["any"]])
+  func `VMs of one process are told apart`(arguments: [String]) throws {
+    var host = SyntheticHost()
+    let process = host.addProcess(pid: 100, command: "any", arguments: arguments)
+    // The newest is the first of the list.
+    for count in [1, 0, 2] { _ = host.addMachine(process, slots: [], processors: count) }
+    let guests = try Analysis(host).guests
+    let name = arguments.count > 1 ? "twin" : "any-100"
+    #expect(guests.map(\.identity.displayName) == ["\(name)-3", "\(name)-2", name])
+    #expect(guests.map(\.processors.count) == [1, 0, 2])
+    #expect(Set(guests.map(\.identity)).count == 3)
+    #expect(
+      guests.map { $0.findings.map(\.name) } == [
+        ["guest.several-in-process"], ["guest.no-vcpus", "guest.several-in-process"], [],
+      ])
+  }
+
+  @Test(arguments: [false, true])
+  func `a VM outlives its process, and what that gave back is lost`(hasSpace: Bool) throws {
+    var one = try OneGuest()
+    one.host.kernel.set(one.process.memory, "mm_users.counter", 0)
+    one.host.kernel.set(one.process.memory, "owner", 0)
+    one.host.kernel.set(one.process.task, "mm", 0)
+    if !hasSpace { one.host.kernel.set(one.machine.object, "mm", 0) }
+    let found = try Analysis(one.host)
+    let guest = try found.guest
+    #expect(guest.identity.displayName == (hasSpace ? "web1" : "guest-4711"))
+    #expect(guest.findings.map(\.name) == ["guest.process-ended"])
+    let survey = MemorySurvey(of: guest.memory)
+    #expect(survey.present == (hasSpace ? 3 : 0))
+    #expect(survey.zero.isEmpty, "what is not there may have held anything")
+    #expect(survey.missing == [.released: OneGuest.pages - (hasSpace ? 3 : 0)])
+    #expect(guest.processors[1].registers[.rip].value == SyntheticHost.value("rip", 1))
   }
 
   private static let uuid = "01234567-89ab-cdef-0123-456789abcdef"

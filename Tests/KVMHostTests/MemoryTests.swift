@@ -157,24 +157,10 @@ import Testing
 
   // MARK: The page cache
 
-  private static let folioIndex: @Sendable (inout KernelTypes) -> Void = { types in
-    types["page"] = CStructure([
-      "flags": .named("memdesc_flags_t"), "mapping": .pointer(to: "address_space"),
-      "__folio_index": .u64, "compound_head": .u64,
-    ])
-    types["memdesc_flags_t"] = CStructure(["f": .u64])
-  }
-
-  /// By 7.2.
-  private static let compoundInformation: @Sendable (inout KernelTypes) -> Void = { types in
-    folioIndex(&types)
-    types["page"].rename("compound_head", to: "compound_info")
-  }
-
   @Test(arguments: [true, false])
   func `tails of a compound page lead to its head by a pointer or a mask`(isMask: Bool) throws {
     var options = SyntheticHost.Options()
-    options.change = Self.compoundInformation
+    options.change = Variant.compoundInformation
     // A mask needs descriptors whose size is a power of two.
     options.seed = try #require(
       (1...1000).first { seed in
@@ -199,7 +185,7 @@ import Testing
   ) throws {
     var options = SyntheticHost.Options()
     // page.index was renamed in 6.16, page.flags became a structure in 6.18.
-    if isNew { options.change = Self.folioIndex }
+    if isNew { options.change = Variant.pageFlags }
     var guest = LargeGuest(options)
     let file = guest.host.addFile()
     let first = guest.host.frame(OneGuest.bytes(0), as: .cache(file, index: base + 1))

@@ -139,21 +139,20 @@ private typealias Change = @Sendable (inout KernelTypes) -> Void
     let few = ["PDPTR", "CR3", "RFLAGS", "SEGMENTS"]
     return [
       ("6.1 to 6.15", { _ in }, all),
-      ("6.16", Variant.sharedWithTDX, all),
+      ("6.8 to 6.15", Variant.linux6_8, all),
       (
-        "5.13 to 5.16",
+        "6.16",
         {
-          Variant.vcpuArray(&$0)
-          Variant.slotArray(&$0)
-          Variant.noName(&$0)
+          Variant.linux6_16(&$0)
+          Variant.trustDomains(&$0)
+          Variant.sharedWithTDX(&$0)
         }, all
       ),
+      ("5.13 to 5.16", Variant.linux5_14, all),
       (
         "5.10",
         {
-          Variant.vcpuArray(&$0)
-          Variant.slotArray(&$0)
-          Variant.noName(&$0)
+          Variant.linux5_14(&$0)
           Variant.registersBySlot(&$0)
         }, all
       ),

@@ -82,6 +82,33 @@ enum Variant {
   /// KVM does not say whose virtualisation it drives. Until 6.0.
   static func noName(_ types: inout KernelTypes) { types["kvm_x86_ops"].remove("name") }
 
+  /// A page's index under another name. Since 6.16.
+  static func folioIndex(_ types: inout KernelTypes) {
+    types["page"] = CStructure([
+      "flags": .u64, "mapping": .pointer(to: "address_space"), "__folio_index": .u64,
+      "compound_head": .u64,
+    ])
+  }
+
+  /// Its flags in a structure of their own. Since 6.18.
+  static func pageFlags(_ types: inout KernelTypes) {
+    folioIndex(&types)
+    types["page"].add("flags", .named("memdesc_flags_t"))
+    types["memdesc_flags_t"] = CStructure(["f": .u64])
+  }
+
+  /// What tails of a compound page have under another name. By 7.2.
+  static func compoundInformation(_ types: inout KernelTypes) {
+    pageFlags(&types)
+    types["page"].rename("compound_head", to: "compound_info")
+  }
+
+  /// Everything as in 5.4, and in RHEL 8's 4.18 up to 8.3.
+  static func linux5_4(_ types: inout KernelTypes) {
+    linux5_10(&types)
+    fixedSlotArray(&types)
+  }
+
   /// Everything as in 5.10.
   static func linux5_10(_ types: inout KernelTypes) {
     vcpuArray(&types)
@@ -91,12 +118,61 @@ enum Variant {
     noName(&types)
   }
 
+  /// Everything as in 5.14 and 5.15, and in the first of RHEL 9.
+  static func linux5_14(_ types: inout KernelTypes) {
+    vcpuArray(&types)
+    slotArray(&types)
+    noName(&types)
+  }
+
+  /// Everything as in 6.8 to 6.15. What 6.6 has is as in 6.1.
+  static func linux6_8(_ types: inout KernelTypes) {
+    machineTypes(&types)
+    privateMemory(&types)
+  }
+
+  /// Everything as in 6.16.
+  static func linux6_16(_ types: inout KernelTypes) {
+    linux6_8(&types)
+    folioIndex(&types)
+  }
+
+  /// Everything as in 7.2.
+  static func linux7_2(_ types: inout KernelTypes) {
+    linux6_8(&types)
+    compoundInformation(&types)
+    miscellaneousControls(&types)
+  }
+
   /// RHEL 8's 4.18, whose later builds have the control blocks of 5.14.
   static func el8(_ types: inout KernelTypes) {
     vcpuArray(&types)
     fixedSlotArray(&types)
     interceptWords(&types)
     noName(&types)
+  }
+
+  // MARK: Protected guests
+
+  /// VMs have types. Since 6.8.
+  static func machineTypes(_ types: inout KernelTypes) {
+    types["kvm"].add("arch", .named("kvm_arch"))
+    types["kvm_arch"] = CStructure(["vm_type": .u8, "has_private_mem": .u8])
+    types["kvm_vcpu_arch"].add("guest_state_protected", .u8)
+  }
+
+  /// Guests have memory that the VMM does not map. Since 6.8.
+  static func privateMemory(_ types: inout KernelTypes) {
+    types["kvm"].add("mem_attr_array", .named("xarray"))
+    types["kvm_memory_slot"].add("gmem", .named("gmem_binding"))
+    // In the kernel it has no name.
+    types["gmem_binding"] = CStructure(["file": .pointer(to: "file"), "pgoff": .u64])
+  }
+
+  /// Intel's TDX. Since 6.16.
+  static func trustDomains(_ types: inout KernelTypes) {
+    types["kvm_tdx"] = CStructure(["kvm": .named("kvm"), "hkid": .s32, "attributes": .u64])
+    types["vcpu_tdx"] = CStructure(["vcpu": .named("kvm_vcpu"), "tdvpr": .u64, "state": .u32])
   }
 
   // MARK: kvm_intel

@@ -63,7 +63,7 @@ import X86
   }
 
   @Test mutating func `a VM whose slots cannot be read is named, and no other is lost`() throws {
-    try memory.set(try sample.machine["mm"], to: 0)
+    try memory.set(try sample.machine["memslots"].element(0), to: 0)
     let found = try sample.guests(in: memory)
     #expect(found.guests.isEmpty)
     #expect(found.failures.count == 1)

@@ -61,6 +61,7 @@ extension KernelTypes {
           "pgd": .pointer(.void), "arg_start": .u64, "arg_end": .u64, "env_start": .u64,
           "owner": .pointer(to: "task_struct"), "mm_mt": .named("maple_tree"),
           "saved_auxv": .array(.u64, 8), "context": .named("mm_context_t"),
+          "mm_users": .named("atomic_t"),
         ]))
     ]),
     "mm_context_t": CStructure([
@@ -250,5 +251,6 @@ extension KernelTypes {
     ]),
   ]
 
-  static let vmxRoots = ["vcpu_vmx"]
+  /// Kernels without TDX have the first only.
+  static let vmxRoots = ["vcpu_vmx", "kvm_tdx", "vcpu_tdx"]
 }

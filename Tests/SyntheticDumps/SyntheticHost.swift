@@ -155,6 +155,7 @@ public struct SyntheticHost: Sendable {
     kernel.set(memory, "arg_start", start)
     kernel.set(memory, "arg_end", start + UInt64(text.count))
     kernel.setIfPresent(memory, "owner", task.address.rawValue)
+    kernel.setIfPresent(memory, "mm_users.counter", 1)
     kernel.set(task, "mm", memory.address)
     kernel.set(task, "comm", text: command)
     kernel.set(task, "pid", UInt64(pid))
@@ -264,6 +265,8 @@ public struct SyntheticHost: Sendable {
     public var flags: UInt32 = 0
     /// 1: system management mode's.
     public var space = 0
+    /// `struct file` of guest_memfd, and the slot's first page in it.
+    public var privateFile: (file: VirtualAddress, firstPage: UInt64)?
 
     public init(
       id: Int, guestFrame: UInt64, pages: UInt64, address: VirtualAddress, flags: UInt32 = 0,
@@ -298,9 +301,13 @@ public struct SyntheticHost: Sendable {
     public let vmcs: VirtualAddress?
   }
 
-  /// Where a set of slots has its active nodes, since 5.17.
+  /// - Parameters:
+  ///   - node: where a set of slots has its active nodes, since 5.17.
+  ///   - type: `kvm_arch.vm_type`.
+  ///   - privateFrames: of the guest; the attribute is set of these.
   public mutating func addMachine(
     _ process: Process, slots: [Slot], processors count: Int = 1, node: Int = 0,
+    type: UInt64 = 0, privateFrames: [UInt64] = [],
     vcpuEntries: ([UInt64]) -> [UInt64: UInt64] = {
       Dictionary(uniqueKeysWithValues: $0.enumerated().map { (UInt64($0), $1) })
     }
@@ -312,11 +319,18 @@ public struct SyntheticHost: Sendable {
     kernel.append(kernel.member(object, "vm_list"), to: machines)
     kernel.set(object, "mm", process.memory.address)
     kernel.set(object, "userspace_pid", UInt64(process.pid))
+    kernel.setIfPresent(object, "arch.vm_type", type)
+    if kernel.has(object, "mem_attr_array") {
+      let value = (1 << 3) << 1 | 1 as UInt64
+      let head = kernel.xarray(
+        Dictionary(uniqueKeysWithValues: privateFrames.map { ($0, value) }))
+      kernel.set(object, "mem_attr_array.xa_head", head)
+    }
     for space in 0..<2 {
       let set = makeSlots(slots.filter { $0.space == space }, node: node)
       kernel.set(object, "memslots[\(space)]", set.address)
     }
-    let processors = (0..<count).map { addProcessor($0, isAMD: isAMD) }
+    let processors = (0..<count).map { addProcessor($0, isAMD: isAMD, isTrustDomain: type == 5) }
     let addresses = processors.map(\.vcpu.address.rawValue)
     if kernel.has(object, "vcpu_array") {
       let head = kernel.xarray(vcpuEntries(addresses))
@@ -362,16 +376,24 @@ public struct SyntheticHost: Sendable {
     kernel.set(object, "flags", UInt64(slot.flags))
     kernel.set(object, "id", UInt64(slot.id))
     kernel.setIfPresent(object, "as_id", UInt64(slot.space))
+    kernel.setIfPresent(object, "gmem.file", slot.privateFile?.file.rawValue ?? 0)
+    kernel.setIfPresent(object, "gmem.pgoff", slot.privateFile?.firstPage ?? 0)
   }
 
-  private mutating func addProcessor(_ index: Int, isAMD: Bool) -> Processor {
+  private mutating func addProcessor(
+    _ index: Int, isAMD: Bool, isTrustDomain: Bool
+  ) -> Processor {
     let svm = isAMD ? kernel.make("vcpu_svm") : nil
-    let vmx = options.vendor == "kvm_intel" ? kernel.make("vcpu_vmx") : nil
-    let vcpu = (svm ?? vmx).map { kernel.member($0, "vcpu") } ?? kernel.make("kvm_vcpu")
+    let tdx = isTrustDomain ? kernel.make("vcpu_tdx") : nil
+    let vmx = options.vendor == "kvm_intel" && tdx == nil ? kernel.make("vcpu_vmx") : nil
+    let vcpu = (svm ?? tdx ?? vmx).map { kernel.member($0, "vcpu") } ?? kernel.make("kvm_vcpu")
     kernel.set(vcpu, "mode", 0)
     kernel.set(vcpu, "cpu", UInt64(index))
     kernel.set(vcpu, "pid", 0)
     kernel.setIfPresent(vcpu, "arch.regs_avail", 0xffff_ffff)
+    if kernel.types.has("kvm_vcpu_arch", "guest_state_protected") {
+      kernel.set(vcpu, "arch.guest_state_protected", 0)
+    }
     for member in ["regs_dirty", "hflags", "cr0_guest_owned_bits", "cr4_guest_owned_bits", "apic"] {
       kernel.set(vcpu, "arch.\(member)", 0)
     }
@@ -445,6 +467,10 @@ public struct SyntheticHost: Sendable {
 
   // MARK: Completion
 
+  private var vmxRoots: [String] {
+    KernelTypes.vmxRoots.filter { kernel.types.structures[$0] != nil }
+  }
+
   /// Writes what is told about everything, and returns VMCOREINFO.
   public mutating func finish() -> String {
     var base = TypeWriter(kernel.types)
@@ -470,7 +496,7 @@ public struct SyntheticHost: Sendable {
     if options.kernelHasKVMTypes || isBuiltIn { base.write(KernelTypes.kvmRoots, []) }
     if isBuiltIn || !options.modulesHaveTypes { base.write([], enumerations) }
     if isBuiltIn, options.vendor == "kvm_amd" { base.write(KernelTypes.svmRoots, []) }
-    if isBuiltIn, options.vendor == "kvm_intel" { base.write(KernelTypes.vmxRoots, []) }
+    if isBuiltIn, options.vendor == "kvm_intel" { base.write(vmxRoots, []) }
     kernel.writeTypes(base.builder.bytes)
 
     addModule("unrelated", at: moduleRoom - 0x10000, symbols: [("vm_list", 0x40)], types: nil)
@@ -491,7 +517,7 @@ public struct SyntheticHost: Sendable {
     }
     if options.modules.contains("kvm_intel") {
       var types = TypeWriter(base: base)
-      types.write(KernelTypes.vmxRoots, [])
+      types.write(vmxRoots, [])
       let list: [(name: String, offset: UInt64)] =
         lazyRegisterModule == "kvm_intel" ? [(lazyRegisterList, Self.lazyRegisterOffset)] : []
       addModule(

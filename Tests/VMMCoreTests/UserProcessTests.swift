@@ -41,6 +41,14 @@ import X86
     return (one, areas)
   }
 
+  @Test func `a process that has ended has no core`() throws {
+    var one = ProcessHost()
+    one.host.kernel.set(one.process.memory, "mm_users.counter", 0)
+    let error = #expect(throws: KVMError.self) { try one.found() }
+    #expect(error?.name == "kvm.process-ended")
+    #expect(error?.problem.contains("4711") == true)
+  }
+
   @Test(
     arguments: [0, 1, 2, 7, 40, 700], [nil, 2, 7, 8, 10] as [Int?])
   func `mappings are found in trees of any depth, and in lists`(count: Int, slots: Int?) throws {

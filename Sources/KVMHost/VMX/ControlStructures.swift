@@ -37,7 +37,7 @@ struct ControlStructures: Sendable {
     guard case .vmx(let types) = host.vendor else { return }
     var found: [Candidate] = []
     var lost: [(machine: VirtualMachine, index: Int, vcpu: KernelObject)] = []
-    for machine in machines {
+    for machine in machines where !machine.protection.hidesRegisters {
       for (index, vcpu) in machine.processors.objects.enumerated() {
         guard let processor = try? VMXProcessor(vcpu, on: host, types: types) else {
           lost.append((machine, index, vcpu))
