@@ -113,6 +113,17 @@ var parsers: [Parser] {
         _ = try? kernel.structure("kvm")
       }
     },
+    Parser(name: "dwarf", seeds: { dwarfSeeds }) {
+      let host = FuzzedHost(.init())
+      let text = host.vmcoreinfo + Array("BUILD-ID=\(debugBuildID)\n".utf8)
+      let info = Vmcoreinfo(text: text)
+      return onFile { path in
+        guard let info else { return }
+        let files = DebugInformation(only: .dwarf, vmlinux: path.string, folders: [])
+        let kernel = try? LinuxKernel(info, in: host.memory, debug: files)
+        _ = try? kernel?.structure("outer")
+      }
+    },
     Parser(name: "amd-host", seeds: { patchSeeds }) {
       let host = FuzzedHost(.init())
       return { host.analyse($0) }
@@ -254,6 +265,31 @@ private var btfSeeds: [[UInt8]] {
   _ = builder.structure("task", size: 16, [("many", builder.array(int, 4), 0)])
   _ = builder.typedef("int_t", int)
   return [builder.bytes]
+}
+
+private let debugBuildID = "0123456789abcdef0123456789abcdef01234567"
+
+/// What the machine's compiler makes, relocatable as modules are: each version of DWARF, and compressed
+/// sections.
+private var dwarfSeeds: [[UInt8]] {
+  let source = """
+    struct list { struct list *next, *previous; };
+    enum mode { OUTSIDE, INSIDE = 7 };
+    union either { int number; char bytes[12]; };
+    struct outer { int a; union { long whole; struct { int low, high; }; }; struct list list;
+      unsigned b1 : 3, b2 : 9; enum mode mode; union either either[3]; void (*call)(int); } it;
+    """
+  return ["-gdwarf-4", "-gdwarf-5", "-gz=zlib"].compactMap { option in
+    let command = """
+      folder=$(mktemp -d) && cd "$folder" && echo '\(source)' | cc -c -x c -g \(option) -o a.o - \
+        && ld -r --build-id=0x\(debugBuildID) -o b.o a.o && cat b.o; rm -r "$folder"
+      """
+    guard let output = unsafe popen(command, "r") else { return nil }
+    defer { unsafe pclose(output) }
+    var bytes = [UInt8](repeating: 0, count: 1 << 16)
+    let count = unsafe fread(&bytes, 1, bytes.count, output)
+    return count > 0 ? Array(bytes.prefix(count)) : nil
+  }
 }
 
 private var noteSeeds: [[UInt8]] {
